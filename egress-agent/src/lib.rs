@@ -1,0 +1,12 @@
+//! egressd: what a sandbox may reach is what its policy names, decided in the kernel.
+//!
+//! Data flows one way: policy text -> [`policy`] -> [`compile`] -> `datapath` -> kernel maps. A lower module never names a
+//! higher one.
+
+pub mod compile;
+mod datapath;
+pub mod dns;
+pub mod observe;
+pub mod policy;
+pub mod run;
+pub mod sandbox;

@@ -1,0 +1,5 @@
+//! egressd, the command.
+
+mod cli;
+
+fn main() {}

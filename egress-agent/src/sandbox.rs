@@ -1,0 +1,1 @@
+//! One sandbox: attach, update, events, detach.

@@ -1,0 +1,183 @@
+//! Addresses as the maps know them: 16 bytes in network order, IPv4 as v4-mapped IPv6.
+
+use bytemuck::{Pod, Zeroable};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv4 or IPv6 address: four words whose bytes are in network order. IPv4 is `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), so
+/// that a v4-mapped destination and its IPv4 form are one key.
+///
+/// Words, not bytes, because the BPF target has no unaligned access: a byte array would be copied byte by byte.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Addr(pub [u32; 4]);
+
+crate::abi!(Addr = 16);
+
+/// The third word of every v4-mapped address.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+/// What an address is by its bits alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// 127.0.0.0/8 and `::1`; 0.0.0.0 and `::` as destinations mean the same to Linux.
+    Loopback,
+    /// Never reachable through a learned name: 0.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 (multicast, reserved, broadcast),
+    /// `fe80::/10`, `fec0::/10`, `ff00::/8`. An `addresses`, `gateway` or `proxy` line may open them.
+    Restricted,
+    /// IPv6 that carries an IPv4 address for somebody else to unwrap: 6to4, Teredo, ISATAP, v4-compatible, local-use NAT64
+    /// (`64:ff9b:1::/48`). Denied unless an `addresses` line names it.
+    Tunnel,
+    /// Everything else.
+    Global,
+}
+
+impl Addr {
+    /// `::`, which no destination is after [`Addr::routed`].
+    pub const UNSPECIFIED: Self = Self([0; 4]);
+    /// 127.0.0.1 in its mapped form.
+    pub const LOOPBACK_V4: Self = Self::v4(0x7f00_0001_u32.to_be());
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
+
+    /// From an IPv4 address whose bytes are in network order.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
+    }
+
+    /// From the four words of an IPv6 address, bytes in network order.
+    #[inline(always)]
+    pub const fn v6(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// True for IPv4, however it was written.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.0;
+        a == 0 && b == 0 && c == MAPPED
+    }
+
+    /// The address that decides: the IPv4 address inside NAT64's well-known prefix (RFC 6052), loopback for the
+    /// unspecified address (`connect(0.0.0.0)` reaches 127.0.0.1: `net/ipv4/route.c`), the address itself otherwise.
+    #[inline(always)]
+    pub const fn routed(self) -> Self {
+        let [a, b, c, d] = self.0;
+        if a == 0x0064_ff9b_u32.to_be() && b == 0 && c == 0 {
+            return Self::v4(d);
+        }
+        if a == 0 && b == 0 && d == 0 {
+            if c == 0 {
+                return Self::LOOPBACK_V6;
+            }
+            if c == MAPPED {
+                return Self::LOOPBACK_V4;
+            }
+        }
+        self
+    }
+
+    /// Sorts the address by its bits. Call it on the result of [`Addr::routed`].
+    #[inline(always)]
+    pub const fn class(self) -> Class {
+        let [a, b, c, d] = self.0;
+        if a == 0 && b == 0 && c == MAPPED {
+            let host = u32::from_be(d);
+            return match host >> 24 {
+                127 => Class::Loopback,
+                0 | 224..=255 => Class::Restricted,
+                _ if host >> 16 == 0xa9fe => Class::Restricted,
+                _ => Class::Global,
+            };
+        }
+        if a == 0 && b == 0 && c == 0 {
+            return if d == 1_u32.to_be() { Class::Loopback } else { Class::Tunnel };
+        }
+        let top = u32::from_be(a);
+        match top >> 24 {
+            0xff => return Class::Restricted,
+            0xfe if top & 0x00c0_0000 >= 0x0080_0000 => return Class::Restricted,
+            _ => {}
+        }
+        let isatap = u32::from_be(c) & !0x0300_0000 == 0x0000_5efe;
+        let nat64_local = top == 0x0064_ff9b && u32::from_be(b) >> 16 == 1;
+        if top >> 16 == 0x2002 || top == 0x2001_0000 || isatap || nat64_local {
+            return Class::Tunnel;
+        }
+        Class::Global
+    }
+
+    /// The standard library's form; IPv4 for mapped addresses.
+    pub fn to_ip(self) -> IpAddr {
+        let bytes: [u8; 16] = bytemuck::cast(self.0);
+        let v6 = Ipv6Addr::from(bytes);
+        v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self::v4(u32::from_ne_bytes(ip.octets()))
+    }
+}
+
+impl From<Ipv6Addr> for Addr {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self(bytemuck::cast(ip.octets()))
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn class(text: &str) -> Class {
+        Addr::from(text.parse::<IpAddr>().unwrap()).routed().class()
+    }
+
+    #[test]
+    fn every_special_range_has_its_class() {
+        for text in ["127.0.0.1", "127.255.255.255", "::1", "0.0.0.0", "::", "::ffff:127.1.2.3", "64:ff9b::7f00:1"] {
+            assert_eq!(class(text), Class::Loopback, "{text}");
+        }
+        for text in ["0.1.2.3", "169.254.169.254", "224.0.0.251", "239.1.1.1", "240.0.0.1", "255.255.255.255", "fe80::1",
+            "febf::1", "fec0::1", "ff02::1", "64:ff9b::a9fe:a9fe"]
+        {
+            assert_eq!(class(text), Class::Restricted, "{text}");
+        }
+        for text in ["2002:7f00:1::", "2001::1", "2001:0:1::", "fd00::5efe:1.2.3.4", "fd00::200:5efe:1.2.3.4", "::1.2.3.4", "64:ff9b:1::1"] {
+            assert_eq!(class(text), Class::Tunnel, "{text}");
+        }
+        for text in ["8.8.8.8", "10.0.0.1", "169.253.1.1", "2001:db8::1", "fd00::1", "::ffff:198.51.100.1", "64:ff9b::c633:6414"] {
+            assert_eq!(class(text), Class::Global, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn v4_and_its_mapped_and_nat64_forms_are_one_key(word: u32) {
+            let v4 = Ipv4Addr::from(word);
+            prop_assert_eq!(Addr::from(v4), Addr::from(v4.to_ipv6_mapped()));
+            let nat64 = Ipv6Addr::from((0x0064_ff9b_u128 << 96) | u128::from(word));
+            if word != 0 {
+                prop_assert_eq!(Addr::from(nat64).routed(), Addr::from(v4).routed());
+            }
+        }
+
+        #[test]
+        fn an_address_survives_the_round_trip(bits: u128) {
+            let ip = Ipv6Addr::from(bits);
+            prop_assert_eq!(Addr::from(Addr::from(ip).to_ip()), Addr::from(ip));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Rules, permits and networks: the values behind every allow and every deny.
+
+use crate::{
+    addr::Addr,
+    destination::{PortRange, Protocols},
+};
+use bytemuck::{Pod, Zeroable};
+
+/// Grants that one address can hold at a time.
+pub const GRANTS: usize = 4;
+/// Port ranges that one compiled rule can hold.
+pub const RANGES: usize = 16;
+/// An expiry that never comes: addresses that the policy itself names.
+pub const NEVER_NS: u64 = u64::MAX;
+
+/// Points at a rule: an index into the rule array, and the tag that the entry must still bear. Tags are never reused, so
+/// a reference to a removed rule leads nowhere even after its index has a new tenant.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct RuleRef {
+    /// Index into the rule array.
+    pub index: u32,
+    /// Never reused; 0 = no rule.
+    pub tag: u32,
+}
+
+impl RuleRef {
+    /// No rule.
+    pub const NONE: Self = Self { index: 0, tag: 0 };
+
+    /// True for [`RuleRef::NONE`].
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.tag == 0
+    }
+}
+
+/// Bits of [`Rule::flags`].
+pub mod rule_flags {
+    /// The policy names addresses itself: the rule may open restricted, tunnel and loopback-routed destinations.
+    pub const STATIC: u32 = 1;
+    /// The rule denies.
+    pub const DENY: u32 = 1 << 1;
+    /// The rule names peers that may open connections to the sandbox.
+    pub const INBOUND: u32 = 1 << 2;
+}
+
+/// Value of the rule array: ports and protocols, never addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Rule {
+    /// Tag of the tenant; 0 in a free entry.
+    pub tag: u32,
+    /// Slot of the sandbox that owns the rule.
+    pub slot: u32,
+    /// Bits of [`rule_flags`].
+    pub flags: u32,
+    /// How many of `ranges` count.
+    pub len: u32,
+    /// Union of these is what the rule speaks of.
+    pub ranges: [PortRange; RANGES],
+}
+
+impl Rule {
+    /// True where the rule, read as an allow, opens the port.
+    #[inline(always)]
+    pub fn opens(&self, protocol: Protocols, port: u16) -> bool {
+        self.any(|range| range.opens(protocol, port))
+    }
+
+    /// True where the rule, read as a deny, closes the port.
+    #[inline(always)]
+    pub fn closes(&self, protocol: Protocols, port: u16) -> bool {
+        self.any(|range| range.covers(protocol, port))
+    }
+
+    /// True where the rule denies every port, and with it the protocols that have none.
+    #[inline(always)]
+    pub fn closes_all(&self) -> bool {
+        self.any(|range| *range == PortRange::ALL)
+    }
+
+    #[inline(always)]
+    fn any(&self, test: impl Fn(&PortRange) -> bool) -> bool {
+        let mut index = 0;
+        while index < RANGES {
+            if index >= self.len as usize {
+                return false;
+            }
+            if let Some(range) = self.ranges.get(index)
+                && test(range)
+            {
+                return true;
+            }
+            index += 1;
+        }
+        false
+    }
+}
+
+/// Key of the permit map: one address of one sandbox.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct PermitKey {
+    /// Slot of the sandbox.
+    pub slot: u32,
+    /// The address, as [`Addr::routed`] gives it.
+    pub addr: Addr,
+}
+
+/// One reason for an address to be open: a rule, for a time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Grant {
+    /// First moment at which the grant admits nothing, on the clock of `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, coarse).
+    pub expires_ns: u64,
+    /// The rule whose ports are open.
+    pub rule: RuleRef,
+}
+
+/// Value of the permit map. `deny` is pushed down from every network that covers the address, so that a hit needs no
+/// second look-up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Permit {
+    /// What is closed here whatever the grants say.
+    pub deny: RuleRef,
+    /// Unused grants are all zero.
+    pub grants: [Grant; GRANTS],
+}
+
+/// Data of the network trie's key, behind the prefix length: the slot's 32 bits come first, so a prefix of n address
+/// bits is stored as 32 + n (IPv4: 32 + 96 + n).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct NetworkKey {
+    /// Slot of the sandbox; any bytes do as long as agent and kernel agree, so host order.
+    pub slot: u32,
+    /// First address of the network.
+    pub addr: Addr,
+}
+
+/// Bits of a network key that come before the address.
+pub const NETWORK_SLOT_BITS: u32 = 32;
+
+/// Value of the network trie. Compilation pushes covering allows and denies into longer prefixes, so the longest match
+/// alone tells everything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Network {
+    /// What the policy opens here.
+    pub allow: RuleRef,
+    /// What the policy closes here.
+    pub deny: RuleRef,
+    /// Peers here may open connections to the sandbox.
+    pub inbound: RuleRef,
+}
+
+crate::abi!(RuleRef = 8, Rule = 144, PermitKey = 20, Grant = 16, Permit = 72, NetworkKey = 20, Network = 24);

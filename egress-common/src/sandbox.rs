@@ -1,0 +1,51 @@
+//! A sandbox as the kernel knows it: who it is (identity in cgroup storage) and what holds for all its packets.
+
+use crate::permit::RuleRef;
+use bytemuck::{Pod, Zeroable};
+
+/// Value of the cgroup storage, one per cgroup and attach type. All zero (slot 0) until the agent wrote it: denied.
+///
+/// The kernel keeps a cgroup's storage over detach and re-attach (measured), so the slot alone would let a later sandbox
+/// inherit an earlier one's policy; the nonce must equal the slot's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Identity {
+    /// Index into the sandbox table; 0 is nobody.
+    pub slot: u32,
+    /// Keeps the next field aligned; zero.
+    pub reserved: u32,
+    /// Random, never reused.
+    pub nonce: u64,
+}
+
+/// Value of the sandbox table, an array indexed by slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Sandbox {
+    /// Equal to the nonce of every identity that may use this slot; 0 in a free slot.
+    pub nonce: u64,
+    /// Cookie of the network namespace in which the DNS listener stands.
+    pub netns_cookie: u64,
+    /// Bits of [`flags`].
+    pub flags: u32,
+    /// Port of this sandbox's DNS listener on 127.0.0.1 and `::1`, host order; 0 = port 53 is denied.
+    pub listener_port: u32,
+    /// What loopback offers; [`RuleRef::NONE`] = nothing but the listener.
+    pub loopback: RuleRef,
+    /// What the sandbox's own addresses offer.
+    pub own: RuleRef,
+}
+
+crate::abi!(Identity = 16, Sandbox = 40);
+
+/// Bits of [`Sandbox::flags`].
+pub mod flags {
+    /// Judge and report, but let everything pass.
+    pub const OBSERVE: u32 = 1;
+    /// Echo requests may go to any permitted address, and ping sockets may be made.
+    pub const ICMP_ECHO: u32 = 1 << 1;
+    /// The sandbox lives in its own network namespace: own addresses are its own, and host DNAT is not judged.
+    pub const OWN_NETNS: u32 = 1 << 2;
+    /// Raw sockets may be made (CAP_NET_RAW was kept and a device judges what they send).
+    pub const RAW_SOCKETS: u32 = 1 << 3;
+}

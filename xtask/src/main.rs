@@ -1,0 +1,2 @@
+//! Chores of the egressd workspace.
+fn main() {}
