@@ -83,6 +83,19 @@ impl Flow {
     }
 }
 
+/// True for ICMP messages that report on a packet which they quote (RFC 792; RFC 4443, types below 128).
+#[inline(always)]
+pub const fn is_icmp_error(flow: &Flow) -> bool {
+    if flow.tail {
+        return false;
+    }
+    match flow.protocol {
+        protocol::ICMP => matches!(flow.detail, 3 | 11 | 12),
+        protocol::ICMPV6 => matches!(flow.detail, 1..=4),
+        _ => false,
+    }
+}
+
 /// A flow as seen from the sandbox, whichever way the packet goes: key of the flow table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
 #[repr(C)]
