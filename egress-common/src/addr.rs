@@ -115,6 +115,13 @@ impl Addr {
         ((a as u64) << 32 | b as u64, (c as u64) << 32 | d as u64)
     }
 
+    /// The same address, if `zero` is zero: see [`crate::packet::Flow::veiled`].
+    #[inline(always)]
+    pub const fn veiled(self, zero: u32) -> Self {
+        let [a, b, c, d] = self.0;
+        Self([a ^ zero, b ^ zero, c ^ zero, d ^ zero])
+    }
+
     /// Inverse of [`Addr::pack`].
     #[inline(always)]
     pub const fn unpack(high: u64, low: u64) -> Self {

@@ -54,6 +54,10 @@ const PATH_SHIFT: u32 = 21;
 const WIDE_COUNTS: u64 = 1 << 23;
 const NAME_SERVICE_SHIFT: u32 = 24;
 const MODE_SHIFT: u32 = 32;
+const MASK_SHIFT: u32 = 40;
+const VALUE_SHIFT: u32 = 44;
+/// Every mode asks for the rule's kind.
+const KIND_MASK: u64 = ((rule_flags::DENY | rule_flags::INBOUND) as u64) << MASK_SHIFT;
 /// What a change of mode keeps.
 const KEEP: u64 = 0xffff_ffff & !WIDE_COUNTS;
 
@@ -61,7 +65,8 @@ const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
 
 /// Port, protocol, path and mode in one number: bits 0-15 the port, 16 whether there is one, 17-18 [`Protocols`], 19 ICMP,
-/// 20 an echo request, 21-22 [`Path`], 23 whether ranges of more than one port count, 24 a name service's port, 32-34 [`Mode`].
+/// 20 an echo request, 21-22 [`Path`], 23 whether ranges of more than one port count, 24 a name service's port,
+/// 32-34 [`Mode`], 40-42 which rule flags it looks at, 44-46 what they must be.
 ///
 /// One opaque number on purpose: the verifier follows every constant that it can tell apart, and would walk each function
 /// once for every combination of them.
@@ -99,15 +104,25 @@ impl Asked {
     /// The same question, read in another mode.
     #[inline(always)]
     pub const fn read_as(self, mode: Mode) -> Self {
+        if let Mode::AllowStatic = mode {
+            return self.as_allow(true);
+        }
         let wide = if let Mode::Deny = mode { WIDE_COUNTS } else { self.wide_in_allow() };
-        Self(self.0 & KEEP | wide | (mode as u64) << MODE_SHIFT)
+        let flags = match mode {
+            Mode::Deny => rule_flags::DENY,
+            Mode::Inbound => rule_flags::INBOUND,
+            Mode::Allow | Mode::AllowStatic | Mode::Exists => 0,
+        };
+        Self(self.0 & KEEP | wide | (mode as u64) << MODE_SHIFT | KIND_MASK | (flags as u64) << VALUE_SHIFT)
     }
 
     /// The same question as an allow; `static_only` where only an address line may answer.
     #[inline(always)]
     pub const fn as_allow(self, static_only: bool) -> Self {
-        // Mode::AllowStatic is Mode::Allow plus one.
-        Self(self.0 & KEEP | self.wide_in_allow() | (static_only as u64) << MODE_SHIFT)
+        // Mode::AllowStatic is Mode::Allow plus one, and looks at one flag more, which must be set.
+        let one = static_only as u64;
+        let flag = one * rule_flags::STATIC as u64;
+        Self(self.0 & KEEP | self.wide_in_allow() | one << MODE_SHIFT | KIND_MASK | flag << MASK_SHIFT | flag << VALUE_SHIFT)
     }
 
     #[inline(always)]
@@ -173,18 +188,12 @@ impl Asked {
     /// Which of a rule's flags the mode looks at.
     #[inline(always)]
     pub const fn flag_mask(self) -> u32 {
-        let statics = if self.mode() == Mode::AllowStatic as u32 { rule_flags::STATIC } else { 0 };
-        rule_flags::DENY | rule_flags::INBOUND | statics
+        (self.0 >> MASK_SHIFT & 7) as u32
     }
 
     /// What they must be.
     #[inline(always)]
     pub const fn flag_value(self) -> u32 {
-        match self.mode() {
-            1 => rule_flags::STATIC,
-            2 => rule_flags::DENY,
-            3 => rule_flags::INBOUND,
-            _ => 0,
-        }
+        (self.0 >> VALUE_SHIFT & 7) as u32
     }
 }

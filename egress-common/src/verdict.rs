@@ -6,7 +6,7 @@ use crate::{
     addr::{Addr, Class},
     destination::DNS_PORT,
     packet::protocol,
-    permit::{Match, NEVER_NS, Network, Permit, PermitKey, RuleRef},
+    permit::{Grant, Match, NEVER_NS, Network, Permit, PermitKey, RuleRef},
     question::{Asked, Mode, Path, Question},
     sandbox::{Sandbox, flags},
 };
@@ -35,20 +35,22 @@ pub enum Reason {
 
     /// No live identity: nothing was written yet, or the sandbox is gone.
     NoSandbox = 16,
-    /// No rule names the address.
-    NotPermitted = 17,
-    /// A rule names the address, but not this port or protocol.
-    PortNotPermitted = 18,
-    /// The permit learned from DNS ran out.
-    Expired = 19,
     /// A deny line of the policy.
-    DeniedByRule = 20,
+    DeniedByRule = 17,
     /// A range that no learned name opens: link-local, metadata, multicast, broadcast, reserved.
-    Restricted = 21,
+    Restricted = 18,
     /// An IPv6 address that hides an IPv4 address.
-    Tunnel = 22,
+    Tunnel = 19,
+    /// No rule names the address.
+    NotPermitted = 20,
+    /// A rule names the address, but not this port or protocol.
+    PortNotPermitted = 21,
+    /// The permit learned from DNS ran out.
+    Expired = 22,
+    /// The permit of one rule ran out, and another rule names the address for other ports.
+    ExpiredElsewhere = 23,
     /// Port 53, past the agent.
-    DnsBypass = 23,
+    DnsBypass = 37,
     /// Another sandbox's DNS listener.
     ForeignListener = 24,
     /// Loopback or own address that the policy does not open, or a loopback address off loopback.
@@ -90,7 +92,7 @@ impl Reason {
     /// True where nothing spoke for the destination, as opposed to something that spoke against it.
     #[inline(always)]
     pub const fn is_miss(self) -> bool {
-        matches!(self, Self::NotPermitted | Self::PortNotPermitted | Self::Expired)
+        matches!(self, Self::NotPermitted | Self::PortNotPermitted | Self::Expired | Self::ExpiredElsewhere)
     }
 }
 
@@ -137,8 +139,13 @@ impl Verdict {
     /// True where nothing spoke for the destination.
     #[inline(always)]
     pub const fn is_miss(self) -> bool {
-        let number = self.reason_number();
-        number >= Reason::NotPermitted as u8 && number <= Reason::Expired as u8
+        self.reason_number() & !3 == Reason::NotPermitted as u8
+    }
+
+    /// True where a permit that ran out spoke for the destination.
+    #[inline(always)]
+    pub const fn is_expired(self) -> bool {
+        self.reason_number() & !1 == Reason::Expired as u8
     }
 
     /// The rule behind it.
@@ -215,6 +222,12 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
         judge_permit(key, asked, self)
+    }
+
+    /// [`judge_grant`].
+    #[inline(always)]
+    fn judge_grant(&self, slot: u32, grant: Grant, asked: Asked) -> Verdict {
+        judge_grant(slot, grant, asked, self)
     }
 
     /// [`judge_network`].
@@ -303,26 +316,35 @@ pub fn judge_permit(key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verd
     if closed(permit.deny, key.slot, asked, tables) {
         return Verdict::by(Reason::DeniedByRule, permit.deny, false);
     }
-    let mut miss = Reason::NotPermitted;
+    let mut miss = Verdict::from(Reason::NotPermitted);
     let mut index = 0;
     while index < permit.grants.len() {
-        let grant = &permit.grants[index];
+        let verdict = tables.judge_grant(key.slot, permit.grants[index], asked);
         index += 1;
-        if grant.rule.is_none() {
-            continue;
+        if verdict.allows() {
+            return verdict;
         }
-        let lasting = grant.expires_ns == NEVER_NS;
-        if !lasting && grant.expires_ns <= tables.now_ns() {
-            miss = Reason::Expired;
-            continue;
-        }
-        match tables.matches(grant.rule, key.slot, asked) {
-            Match::Hit => return Verdict::by(Reason::Permitted, grant.rule, !lasting),
-            Match::OtherPort => miss = Reason::PortNotPermitted,
-            Match::Missing => {}
-        }
+        // The misses are numbered so that the or of two is what both together say.
+        miss = Verdict(miss.0 | verdict.0);
     }
-    miss.into()
+    miss
+}
+
+/// What one grant says: permitted, or one of the misses.
+#[inline(always)]
+pub fn judge_grant(slot: u32, grant: Grant, asked: Asked, tables: &impl Tables) -> Verdict {
+    if grant.rule.is_none() {
+        return Reason::NotPermitted.into();
+    }
+    let lasting = grant.expires_ns == NEVER_NS;
+    if !lasting && grant.expires_ns <= tables.now_ns() {
+        return Reason::Expired.into();
+    }
+    match tables.matches(grant.rule, slot, asked) {
+        Match::Hit => Verdict::by(Reason::Permitted, grant.rule, !lasting),
+        Match::OtherPort => Reason::PortNotPermitted.into(),
+        Match::Missing => Reason::NotPermitted.into(),
+    }
 }
 
 /// What the longest network over an address says: permitted, denied by rule, or a miss.

@@ -13,7 +13,7 @@ use egress_common::{
     verdict::Reason,
 };
 
-use crate::maps::{CONNECTED, ORIGINS};
+use crate::maps::{CONNECTED, ORIGINS, Tenant};
 
 /// `ifindex` of `lo` in every network namespace (`net/core/dev.c`, LOOPBACK_IFINDEX).
 pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
@@ -40,6 +40,13 @@ impl From<&TcContext> for Packet {
     }
 }
 
+impl From<*mut __sk_buff> for Packet {
+    #[inline(always)]
+    fn from(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+}
+
 impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
@@ -51,22 +58,16 @@ impl Bytes for Packet {
 }
 
 impl Packet {
-    /// Reads the headers at `offset`; see [`parse`].
+    /// The context, for a global function.
     #[inline(always)]
-    pub(crate) fn flow(self, offset: u32) -> Result<Flow, Reason> {
-        let flow = parse(&self, offset, self.ethertype())?;
-        // The verifier would walk the rest of the program once for every protocol that it knows we compared with; bytes
-        // that went through the stack are just bytes to it.
-        let (protocol, detail, tail) = (flow.protocol, flow.detail, u8::from(flow.tail));
-        // SAFETY: reads locals.
-        unsafe {
-            Ok(Flow {
-                protocol: core::ptr::read_volatile(&raw const protocol),
-                detail: core::ptr::read_volatile(&raw const detail),
-                tail: core::ptr::read_volatile(&raw const tail) != 0,
-                ..flow
-            })
-        }
+    pub(crate) fn skb(self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Reads the headers at `offset`; see [`parse`] and [`Flow::veiled`].
+    #[inline(always)]
+    pub(crate) fn flow(self, offset: u32, tenant: Tenant) -> Result<Flow, Reason> {
+        Ok(parse(&self, offset, self.ethertype())?.veiled(tenant.sandbox.veil))
     }
 
     /// EtherType, host order.

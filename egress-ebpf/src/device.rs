@@ -45,9 +45,9 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
 pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
-    let Ok(flow) = packet.flow(ETHERNET_LEN) else { return NEXT };
+    let Ok(flow) = packet.flow(ETHERNET_LEN, tenant) else { return NEXT };
     // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
-    let _welcome = admit(tenant, &flow, false);
+    let _welcome = admit(tenant, &flow, Path::Wire);
     NEXT
 }
 
@@ -75,7 +75,7 @@ fn judge_frame(tenant: Tenant, packet: Packet) -> (Verdict, Flow) {
         };
         return (reason.into(), NO_FLOW);
     }
-    let flow = match packet.flow(ETHERNET_LEN) {
+    let flow = match packet.flow(ETHERNET_LEN, tenant) {
         Ok(flow) => flow,
         Err(reason) => return (reason.into(), NO_FLOW),
     };
@@ -136,7 +136,7 @@ fn remember_permitted(tenant: Tenant, flow: &Flow, verdict: Verdict) {
 #[inline(always)]
 fn quoted(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
     let header = if flow.src.is_v4() { 20 } else { 40 };
-    let Ok(inner) = packet.flow(ETHERNET_LEN + header + 8) else { return Reason::Icmp.into() };
+    let Ok(inner) = packet.flow(ETHERNET_LEN + header + 8, tenant) else { return Reason::Icmp.into() };
     if inner.src != flow.dst || !is_source(tenant, inner.dst) || inner.tail {
         return Reason::Icmp.into();
     }

@@ -16,10 +16,10 @@ use egress_common::{
     addr::{Addr, Class},
     event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
     packet::FlowKey,
-    permit::{Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule},
+    permit::{Grant, Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule},
     question::{Asked, Question},
     sandbox::{Identity, Sandbox},
-    verdict::{FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_network, judge_permit},
+    verdict::{FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant, judge_network, judge_permit},
 };
 
 #[map]
@@ -123,6 +123,12 @@ extern "C" fn judge_permit_at(slot: u32, high: u64, low: u64, asked: u64) -> u64
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn judge_grant_at(slot: u32, expires_ns: u64, index: u32, tag: u32, asked: u64) -> u64 {
+    judge_grant(slot, Grant { expires_ns, rule: RuleRef { index, tag } }, Asked(asked), &KernelTables).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
 extern "C" fn judge_network_at(slot: u32, high: u64, low: u64, asked: u64) -> u64 {
     judge_network(&PermitKey { slot, addr: Addr::unpack(high, low) }, Asked(asked), &KernelTables).0
 }
@@ -172,6 +178,11 @@ impl Tables for KernelTables {
     fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
         let (high, low) = key.addr.pack();
         Verdict(judge_permit_at(key.slot, high, low, asked.0))
+    }
+
+    #[inline(always)]
+    fn judge_grant(&self, slot: u32, grant: Grant, asked: Asked) -> Verdict {
+        Verdict(judge_grant_at(slot, grant.expires_ns, grant.rule.index, grant.rule.tag, asked.0))
     }
 
     #[inline(always)]

@@ -2,10 +2,10 @@
 
 use crate::{
     context::{LOOPBACK_IFINDEX, Packet, Socket},
-    maps::{self, CLIENTS, FLOWS, KernelTables, Tenant, now_ns, tenant},
+    maps::{self, CLIENTS, FLOWS, KernelTables, SANDBOXES, Tenant, now_ns, tenant},
     report::{self, Subject},
 };
-use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use egress_common::{
     addr::{Addr, Class},
     event::{ClientKey, Hook},
@@ -24,16 +24,15 @@ const DROP: i32 = 0;
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = tenant() else { return DROP };
-    let flow = match packet.flow(0) {
+    let flow = match packet.flow(0, tenant) {
         Ok(flow) => flow,
         Err(reason) => return refuse(tenant, reason.into(), Hook::Egress, &NO_FLOW),
     };
-    let path = if packet.ifindex() == LOOPBACK_IFINDEX { Path::Loopback } else { Path::Wire };
-    let mut verdict = judge(tenant, &flow, path);
+    let mut verdict = judge(tenant, &flow, path_of(packet));
     if verdict.is(Reason::Listener) {
-        remember_client(tenant, packet, &flow);
+        remember_client_at(packet.skb(), tenant.slot, flow.src_port, flow.protocol);
     } else if !verdict.allows() {
-        verdict = excuse(tenant, packet, &flow, path, verdict);
+        verdict = Verdict(excuse_at(packet.skb(), tenant.slot, verdict.0));
         if !verdict.allows() {
             return refuse(tenant, verdict, Hook::Egress, &flow);
         }
@@ -46,13 +45,15 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = tenant() else { return DROP };
-    let flow = match packet.flow(0) {
-        Ok(flow) => flow,
-        // What comes in cannot leak anything out; the protocols that we cannot read have no sockets here.
-        Err(_) => return PASS,
-    };
-    let verdict = admit(tenant, &flow, packet.ifindex() == LOOPBACK_IFINDEX);
+    // What comes in cannot leak anything out; the protocols that we cannot read have no sockets here.
+    let Ok(flow) = packet.flow(0, tenant) else { return PASS };
+    let verdict = admit(tenant, &flow, path_of(packet));
     if verdict.allows() { PASS } else { refuse(tenant, verdict, Hook::Ingress, &flow) }
+}
+
+#[inline(always)]
+fn path_of(packet: Packet) -> Path {
+    if packet.ifindex() == LOOPBACK_IFINDEX { Path::Loopback } else { Path::Wire }
 }
 
 const NO_FLOW: Flow =
@@ -66,27 +67,36 @@ pub(crate) fn judge(tenant: Tenant, flow: &Flow, path: Path) -> Verdict {
 
 /// What can still speak for a packet that no rule names: a flow that a listed peer opened, a connection older than its
 /// permit's end, or the address that the application asked for before the host translated it. Never against a deny.
+///
+/// A global BPF function, which reads the headers again: apart from the hot path, it is verified apart too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn excuse_at(skb: *mut __sk_buff, slot: u32, verdict: u64) -> u64 {
+    let packet = Packet::from(skb);
+    let Some(sandbox) = SANDBOXES.get(slot) else { return verdict };
+    let tenant = Tenant { slot, sandbox };
+    let Ok(flow) = packet.flow(0, tenant) else { return verdict };
+    excuse(tenant, packet, &flow, Verdict(verdict)).0
+}
+
 #[inline(always)]
-fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, path: Path, verdict: Verdict) -> Verdict {
+fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> Verdict {
     if !verdict.is_miss() && !verdict.is(Reason::LoopbackClosed) {
         return verdict;
     }
-    if !flow.opens_connection() && is_reply(tenant, flow) {
+    if flow.opens_connection() {
+        return if translates(tenant, packet, flow, verdict) { Reason::Translated.into() } else { verdict };
+    }
+    if is_reply(tenant, flow) {
         return Reason::Reply.into();
     }
-    if !matches!(path, Path::Wire) || !verdict.is_miss() {
-        return verdict;
-    }
-    let Some(socket) = packet.socket() else { return verdict };
-    if verdict.is(Reason::Expired)
+    if verdict.is_expired()
+        && let Some(socket) = packet.socket()
         && outlives(tenant, socket, flow)
     {
         return Reason::Established.into();
     }
-    if tenant.sandbox.flags & flags::OWN_NETNS == 0 && translated(tenant, socket, flow) {
-        return Reason::Translated.into();
-    }
-    verdict
+    if translates(tenant, packet, flow, verdict) { Reason::Translated.into() } else { verdict }
 }
 
 #[inline(always)]
@@ -120,26 +130,31 @@ fn outlives(tenant: Tenant, socket: Socket, flow: &Flow) -> bool {
         && stands(tenant, kept.rule)
 }
 
-/// The host rewrote the destination on its way out (DNAT); the socket still holds what the application asked for.
+/// The host rewrote the destination on its way out (DNAT); the socket still holds what the application asked for. Only
+/// where the namespace is the host's: in its own, the sandbox could write such rules itself.
 #[inline(always)]
-fn translated(tenant: Tenant, socket: Socket, flow: &Flow) -> bool {
+fn translates(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> bool {
+    if tenant.sandbox.flags & flags::OWN_NETNS != 0 || !verdict.is_miss() || packet.ifindex() == LOOPBACK_IFINDEX {
+        return false;
+    }
+    let Some(socket) = packet.socket() else { return false };
     if socket.is_listening() {
         return false;
     }
     let (peer, port) = socket.peer();
-    if peer == Addr::UNSPECIFIED || peer.routed() == flow.dst.routed() || !matches!(peer.routed().class(), Class::Global) {
+    let asked = peer.routed();
+    if peer == Addr::UNSPECIFIED || asked == flow.dst.routed() || KernelTables.class(asked) != Class::Global {
         return false;
     }
-    let asked = Flow { dst: peer, dst_port: port, ..*flow };
-    let verdict = judge(tenant, &asked, Path::Wire);
-    verdict.is(Reason::Permitted)
+    let flow = Flow { dst: peer, dst_port: port, ..*flow };
+    judge(tenant, &flow, Path::Wire).is(Reason::Permitted)
 }
 
 /// Whether a packet may come in, and the memory of flows that peers opened.
 #[inline(always)]
-pub(crate) fn admit(tenant: Tenant, flow: &Flow, on_loopback: bool) -> Verdict {
+pub(crate) fn admit(tenant: Tenant, flow: &Flow, path: Path) -> Verdict {
     let asked = Asked::of(flow, Path::Wire);
-    if on_loopback {
+    if let Path::Loopback = path {
         // With open loopback every reply passes anyway; with a list of ports the reply needs its flow on record.
         let asked = asked.read_as(Mode::AllowStatic);
         if tenant.sandbox.flags & flags::LOOPBACK_PORTS != 0
@@ -183,14 +198,16 @@ pub(crate) fn refresh_flow(tenant: Tenant, flow: &Flow) {
 }
 
 /// Keeps who is behind a source port, so that the agent can name the process that asked for a denied name.
-#[inline(always)]
-fn remember_client(tenant: Tenant, packet: Packet, flow: &Flow) {
-    if let Some(socket) = packet.socket()
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remember_client_at(skb: *mut __sk_buff, slot: u32, port: u16, protocol: u8) -> u32 {
+    if let Some(socket) = Packet::from(skb).socket()
         && let Some(origin) = socket.origin()
     {
-        let key = ClientKey { slot: tenant.slot, port: flow.src_port, protocol: u16::from(flow.protocol) };
+        let key = ClientKey { slot, port, protocol: u16::from(protocol) };
         let _full = CLIENTS.insert(&key, &origin.client, 0);
     }
+    0
 }
 
 #[inline(always)]

@@ -145,34 +145,3 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scratch_load() {
-        for _ in 0..3 {
-            let start = std::time::Instant::now();
-            let programs = Programs::load(Capacity { sandboxes: 1, rules: 64, permits: 4096, networks: 64 }, None, None);
-            match programs {
-                Ok(programs) => {
-                    eprintln!("load {:?}", start.elapsed());
-                    for (name, program) in programs.ebpf.programs() {
-                        let info = program.info().unwrap();
-                        eprintln!("{name}: verified {:?} xlated {:?}", info.verified_instruction_count(), info.size_translated());
-                    }
-                }
-                Err(error) => {
-                    let mut e: Option<&dyn std::error::Error> = Some(&error);
-                    while let Some(x) = e {
-                        let text = format!("{x}");
-                        let tail: String = text.chars().rev().take(6000).collect::<Vec<_>>().into_iter().rev().collect();
-                        eprintln!("{tail}");
-                        e = x.source();
-                    }
-                    panic!();
-                }
-            }
-        }
-    }
-}
