@@ -190,13 +190,10 @@ impl Cgroup {
         }
         let events = self.events()?;
         while self.read_populated(&events)? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if deadline <= Instant::now() {
                 return Err(CgroupError::Populated { path: self.path.clone(), pids: self.procs()?, waited: limit });
             }
-            // Rounded up: a wait of 0 ms would spin through the last millisecond.
-            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
+            match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], poll_until(deadline)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(source) => return Err(io(&self.path.join("cgroup.events"), "poll")(source.into())),
             }
@@ -301,6 +298,12 @@ impl Cgroup {
             .map(File::from)
             .map_err(|source| io(&self.path.join(file), "open")(source.into()))
     }
+}
+
+/// How long poll may wait until `deadline`, rounded up: a wait of 0 ms would spin through the last millisecond.
+pub(crate) fn poll_until(deadline: Instant) -> PollTimeout {
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
 
 /// The kernel's words for a cgroup that was removed: the path leads nowhere, or the open file has lost its node.
