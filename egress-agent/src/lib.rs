@@ -3,6 +3,7 @@
 //! Data flows one way: policy text -> [`policy`] -> [`compile`] -> `datapath` -> kernel maps. A lower module never names a
 //! higher one.
 
+pub mod cgroup;
 pub mod compile;
 mod datapath;
 pub mod dns;
