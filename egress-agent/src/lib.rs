@@ -4,7 +4,7 @@
 //! higher one.
 
 pub mod compile;
-mod datapath;
+pub mod datapath;
 pub mod dns;
 pub mod observe;
 pub mod policy;

@@ -1,1 +1,11 @@
-//! datapath
+//! What the kernel holds and how it is reached: network namespaces, devices, addresses, the bpffs, sockets, maps and links.
+
+pub mod addresses;
+pub mod device;
+mod link;
+pub mod listeners;
+mod netlink;
+pub mod netns;
+mod watch;
+
+pub use netlink::NetlinkError;
