@@ -56,7 +56,7 @@ pub enum DeviceError {
 
 impl DeviceError {
     fn is_torn(&self) -> bool {
-        let Self::Netlink(source) | Self::Netns(NetnsError::Netlink { source, .. }) = self else { return false };
+        let (Self::Netlink(source) | Self::Netns(NetnsError::Netlink { source, .. })) = self else { return false };
         matches!(source, NetlinkError::Torn { .. })
     }
 }
