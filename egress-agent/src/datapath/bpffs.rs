@@ -182,7 +182,8 @@ impl PinRoot {
     /// gone.
     pub fn release(self, _turn: &StateLock) -> Result<bool, PinError> {
         let path = self.dir.path.clone();
-        let empty = self.entries()?.is_empty();
+        // The kernel itself puts files with a dot there, which nobody else can (`bpf_lookup` in kernel/bpf/inode.c).
+        let empty = self.entries()?.iter().all(|(name, _)| name.as_bytes().contains(&b'.'));
         let table = fs::read(MOUNTS).map_err(PinError::Mounts)?;
         let source = mounted_on(&table, &path).unwrap_or_default();
         if !empty || ![SOURCE, SOURCE_WITH_DIR].map(str::as_bytes).contains(&source.as_slice()) {
