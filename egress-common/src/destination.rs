@@ -38,6 +38,14 @@ impl Protocols {
     }
 }
 
+impl Protocols {
+    /// True where every protocol of `other` is in `self` and `other` is not empty.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        other.0 != 0 && self.0 & other.0 == other.0
+    }
+}
+
 /// An inclusive range of ports in host order, for the protocols it names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -55,6 +63,12 @@ crate::abi!(PortRange = 8);
 impl PortRange {
     /// Every port of both protocols.
     pub const ALL: Self = Self { first: 0, last: u16::MAX, protocols: Protocols::ANY };
+
+    /// True where an *allow* with this range opens the port: see [`is_name_service`].
+    #[inline(always)]
+    pub const fn opens(self, protocol: Protocols, port: u16) -> bool {
+        self.hit(protocol, port as u32, !is_name_service(port))
+    }
 
     /// True where the range covers the port for one of the protocols and, being wider than one port, counts.
     #[inline(always)]

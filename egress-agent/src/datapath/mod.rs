@@ -1,17 +1,20 @@
-//! The only module that names aya: programs, links, maps and pins.
-
-pub(crate) mod load;
-//! What the kernel holds and how it is reached: network namespaces, devices, addresses, the bpffs, sockets, maps and links.
+//! What the kernel holds and how it is reached: programs, links, maps and pins (the only module that names aya), network
+//! namespaces, devices, addresses, the bpffs and sockets.
 
 pub mod addresses;
+pub(crate) mod attach;
 pub mod bpffs;
+pub(crate) mod detach;
 pub mod device;
 mod link;
 pub mod listeners;
+pub mod load;
 mod netlink;
 pub mod netns;
 mod own_path;
+pub(crate) mod records;
 pub mod state_dir;
+pub(crate) mod tables;
 mod watch;
 
 pub use netlink::NetlinkError;
