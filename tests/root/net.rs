@@ -247,14 +247,11 @@ fn a_flood_of_changes_loses_none() {
         send.send(now).unwrap();
     })
     .unwrap();
-    let mut batch = String::from("address add 192.0.2.1/32 dev one\n");
-    for third in 0..16 {
-        for last in 1..251 {
-            batch += &format!("address add 10.9.{third}.{last}/32 dev two\n");
-        }
-    }
+    let hosts = (0..16).flat_map(|third| (1..251).map(move |last| format!("10.9.{third}.{last}/32 dev two")));
+    let all = std::iter::once("192.0.2.1/32 dev one".to_owned()).chain(hosts);
+    let batch: Vec<_> = all.map(|address| format!("address add {address}\n")).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), batch).unwrap();
+    std::fs::write(file.path(), batch.concat()).unwrap();
     ip(&inside, &format!("-batch {}", file.path().display()));
     let now = await_delivery(&delivered, "the last of 4001 addresses", |now| now.len() == 4001);
     assert_eq!(now, addresses::list(&inside).unwrap());

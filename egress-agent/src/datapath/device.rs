@@ -234,12 +234,12 @@ struct Side {
 impl Side {
     /// The device of this side whose index is `ifindex`, if it is the end of a pair with `peer` of the other side.
     fn end(&self, kind: &str, peer: &Link) -> Option<&Link> {
-        let ifindex = peer.link?;
+        let ifindex = peer.leads_to?;
         self.links.iter().find(|link| link.ifindex == ifindex && link.kind == kind && self.leads_to(link, peer.ifindex))
     }
 
     fn leads_to(&self, link: &Link, ifindex: u32) -> bool {
-        self.other.is_some_and(|other| link.link_netnsid == Some(other)) && link.link == Some(ifindex)
+        self.other.is_some_and(|other| link.netnsid == Some(other)) && link.leads_to == Some(ifindex)
     }
 }
 
@@ -281,7 +281,7 @@ fn stays_inside(link: &Link) -> bool {
         "vrf",
         "vxlan",
     ];
-    link.arphrd == libc::ARPHRD_LOOPBACK || link.link_netnsid.is_none() && TELLING.contains(&link.kind.as_str())
+    link.arphrd == libc::ARPHRD_LOOPBACK || link.netnsid.is_none() && TELLING.contains(&link.kind.as_str())
 }
 
 fn kind(link: &Link) -> &str {
@@ -305,15 +305,15 @@ fn device(link: &Link, peer: Option<Peer>) -> Result<Device, DeviceError> {
 mod tests {
     use super::*;
 
-    fn end(ifindex: u32, kind: &str, link: u32, netnsid: Option<i32>) -> Link {
+    fn end(ifindex: u32, kind: &str, leads_to: u32, netnsid: Option<i32>) -> Link {
         Link {
             ifindex,
             name: format!("dev{ifindex}"),
             arphrd: libc::ARPHRD_ETHER,
             kind: kind.into(),
             mac: [2, 0, 0, 0, 0, ifindex as u8],
-            link: Some(link),
-            link_netnsid: netnsid,
+            leads_to: Some(leads_to),
+            netnsid,
             netkit_l3: false,
         }
     }

@@ -8,6 +8,9 @@ pub mod listeners;
 mod netlink;
 pub mod netns;
 mod own_path;
+pub mod sock_diag;
+pub mod sockets;
+mod sockopt;
 pub mod state_dir;
 mod watch;
 
