@@ -66,7 +66,7 @@ struct Sandboxed {
 impl Sandboxed {
     /// Joins `cgroup`, then makes one TCP listener and one bound UDP socket, and keeps `inherited` open.
     fn spawn(netns: &Netns, cgroup: &Cgroup, inherited: &[BorrowedFd<'_>]) -> Self {
-        let inherited: Vec<_> = inherited.iter().map(|fd| fd.as_raw_fd()).collect();
+        let inherited: Vec<_> = inherited.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect();
         let (kept, processes) = (inherited.clone(), cgroup.processes());
         let mut command = Command::new("cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null());

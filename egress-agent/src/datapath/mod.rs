@@ -8,6 +8,7 @@ pub mod listeners;
 mod netlink;
 pub mod netns;
 mod own_path;
+mod pair;
 pub mod sock_diag;
 pub mod sockets;
 mod sockopt;

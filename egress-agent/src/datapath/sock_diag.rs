@@ -136,9 +136,9 @@ fn endpoints(family: u8, id: &[u8; SOCKID]) -> [SocketAddr; 2] {
 }
 
 fn cookie(id: &[u8; SOCKID]) -> u64 {
-    let [.., a, b, c, d, e, f, g, h] = *id;
+    let word = |at| id.get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u32::from_ne_bytes);
     // The low word comes first, each in native order (`sock_diag_save_cookie` in net/core/sock_diag.c).
-    u64::from(u32::from_ne_bytes([a, b, c, d])) | u64::from(u32::from_ne_bytes([e, f, g, h])) << 32
+    u64::from(word(SOCKID - 8)) | u64::from(word(SOCKID - 4)) << 32
 }
 
 #[cfg(test)]
