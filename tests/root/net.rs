@@ -11,7 +11,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockopt, setsockopt, socket,
-        sockopt::{RcvBuf, ReuseAddr},
+        sockopt::{Ipv6V6Only, RcvBuf, ReuseAddr},
     },
 };
 use std::{
@@ -130,6 +130,9 @@ fn listeners_stand_inside_on_one_privileged_port_of_both_families() {
         assert!(OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap()).contains(OFlag::O_NONBLOCK));
         assert!(!getsockopt(&fd, ReuseAddr).unwrap());
     }
+    for fd in [listeners.udp.get(1).unwrap().as_fd(), listeners.tcp.get(1).unwrap().as_fd()] {
+        assert!(getsockopt(&fd, Ipv6V6Only).unwrap());
+    }
     for socket in &listeners.udp {
         assert!(getsockopt(socket, RcvBuf).unwrap() >= 1 << 20);
     }
@@ -176,6 +179,18 @@ fn nobody_shares_a_listeners_port() {
     assert_ne!(inside.open_listeners(PORTS).unwrap().port, taken);
     drop(listeners);
     assert_eq!(inside.open_listeners(taken..=taken).unwrap().port, taken);
+}
+
+#[test]
+fn the_port_cannot_be_guessed() {
+    let ports: BTreeSet<u16> = (0..4)
+        .map(|_| {
+            let inside = netns();
+            inside.set_loopback_up().unwrap();
+            inside.open_listeners(PORTS).unwrap().port
+        })
+        .collect();
+    assert!(ports.len() > 1, "four fresh namespaces all gave {ports:?}");
 }
 
 #[test]
