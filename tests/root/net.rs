@@ -11,7 +11,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockopt, setsockopt, socket,
-        sockopt::{RcvBuf, ReuseAddr},
+        sockopt::{Ipv6V6Only, RcvBuf, ReuseAddr},
     },
 };
 use std::{
@@ -130,6 +130,9 @@ fn listeners_stand_inside_on_one_privileged_port_of_both_families() {
         assert!(OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap()).contains(OFlag::O_NONBLOCK));
         assert!(!getsockopt(&fd, ReuseAddr).unwrap());
     }
+    for fd in [listeners.udp.get(1).unwrap().as_fd(), listeners.tcp.get(1).unwrap().as_fd()] {
+        assert!(getsockopt(&fd, Ipv6V6Only).unwrap());
+    }
     for socket in &listeners.udp {
         assert!(getsockopt(socket, RcvBuf).unwrap() >= 1 << 20);
     }
@@ -176,6 +179,18 @@ fn nobody_shares_a_listeners_port() {
     assert_ne!(inside.open_listeners(PORTS).unwrap().port, taken);
     drop(listeners);
     assert_eq!(inside.open_listeners(taken..=taken).unwrap().port, taken);
+}
+
+#[test]
+fn the_port_cannot_be_guessed() {
+    let ports: BTreeSet<u16> = (0..4)
+        .map(|_| {
+            let inside = netns();
+            inside.set_loopback_up().unwrap();
+            inside.open_listeners(PORTS).unwrap().port
+        })
+        .collect();
+    assert!(ports.len() > 1, "four fresh namespaces all gave {ports:?}");
 }
 
 #[test]
@@ -247,14 +262,11 @@ fn a_flood_of_changes_loses_none() {
         send.send(now).unwrap();
     })
     .unwrap();
-    let mut batch = String::from("address add 192.0.2.1/32 dev one\n");
-    for third in 0..16 {
-        for last in 1..251 {
-            batch += &format!("address add 10.9.{third}.{last}/32 dev two\n");
-        }
-    }
+    let hosts = (0..16).flat_map(|third| (1..251).map(move |last| format!("10.9.{third}.{last}/32 dev two")));
+    let all = std::iter::once("192.0.2.1/32 dev one".to_owned()).chain(hosts);
+    let batch: Vec<_> = all.map(|address| format!("address add {address}\n")).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), batch).unwrap();
+    std::fs::write(file.path(), batch.concat()).unwrap();
     ip(&inside, &format!("-batch {}", file.path().display()));
     let now = await_delivery(&delivered, "the last of 4001 addresses", |now| now.len() == 4001);
     assert_eq!(now, addresses::list(&inside).unwrap());

@@ -13,7 +13,7 @@ use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-        sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce},
+        sockopt::{RcvBuf, RcvBufForce},
     },
 };
 use rand::seq::SliceRandom as _;
@@ -21,7 +21,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     ops::RangeInclusive,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 /// Where to look for a port unless told otherwise.
@@ -214,14 +214,12 @@ impl Inside<'_> {
 fn open(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-    if address.is_ipv6() {
-        setsockopt(&fd, Ipv6V6Only, &true)?;
-    }
     if kind == SockType::Datagram && setsockopt(&fd, RcvBufForce, &UDP_RECEIVE_BYTES).is_err() {
         // Without CAP_NET_ADMIN in that namespace: as much as net.core.rmem_max gives.
         setsockopt(&fd, RcvBuf, &UDP_RECEIVE_BYTES)?;
     }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
+    // Bound to ::1, a socket takes IPv6 alone (`__inet6_bind` in net/ipv6/af_inet6.c).
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     if kind == SockType::Stream {
         listen(&fd, Backlog::new(TCP_BACKLOG)?)?;
     }

@@ -1,6 +1,6 @@
 //! A network namespace, held open, and work done inside it.
 
-use super::netlink::NetlinkError;
+use super::{netlink::NetlinkError, sockopt};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
@@ -176,19 +176,7 @@ impl Netns {
     pub fn cookie(&self) -> Result<u64, NetnsError> {
         self.enter(|| {
             let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-            let mut cookie = 0_u64;
-            let mut len = size_of::<u64>() as libc::socklen_t;
-            // SAFETY: the kernel writes at most `len` bytes to `cookie`, which is that large, and the length to `len`.
-            let done = unsafe {
-                libc::getsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_NETNS_COOKIE,
-                    (&raw mut cookie).cast(),
-                    &raw mut len,
-                )
-            };
-            Errno::result(done).map(|_| cookie)
+            sockopt::get(&socket, libc::SO_NETNS_COOKIE)
         })?
         .map_err(|source| NetnsError::Identify { netns: self.name.clone(), source })
     }
