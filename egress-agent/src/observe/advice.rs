@@ -89,7 +89,7 @@ pub(super) fn advise(reason: &str, dest: &Destination, rule: Option<&str>) -> Ad
         }
         Reason::NotPermitted | Reason::PortNotPermitted if is_icmp(dest) => icmp_echo(dest),
         Reason::NotPermitted | Reason::PortNotPermitted => Advice::Allow(typed()),
-        Reason::Expired => line("dns", "a longer \"grace\"".to_owned()),
+        Reason::Expired | Reason::ExpiredElsewhere => line("dns", "a longer \"grace\"".to_owned()),
         Reason::DeniedByRule => Advice::Denied { rule: rule.map(str::to_owned) },
         Reason::Restricted | Reason::Tunnel => line("allow", format!("addresses = [\"{}\"]", typed())),
         Reason::LoopbackClosed => match dest.port {

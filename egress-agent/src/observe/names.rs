@@ -60,6 +60,7 @@ named!(Reason:
     NotPermitted = "not_permitted",
     PortNotPermitted = "port_not_permitted",
     Expired = "expired",
+    ExpiredElsewhere = "expired_elsewhere",
     DeniedByRule = "denied_by_rule",
     Restricted = "restricted",
     Tunnel = "tunnel",
