@@ -14,7 +14,7 @@ pub mod netns;
 mod own_path;
 mod pair;
 pub(crate) mod records;
-mod sock_diag;
+pub mod sock_diag;
 pub mod sockets;
 mod sockopt;
 pub mod state_dir;
