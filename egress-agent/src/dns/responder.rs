@@ -27,6 +27,8 @@ pub(super) const POLICY_TTL: u32 = 5;
 const LOOPBACK_TTL: u32 = 60;
 /// Questions that are with upstreams at a time.
 const MAX_IN_FLIGHT: usize = 256;
+/// Questions that are with upstreams or wait for their turn.
+const MAX_QUEUED: usize = 1024;
 /// Names in one PTR answer.
 const MAX_POINTERS: usize = 8;
 
@@ -92,6 +94,7 @@ pub(super) struct Responder {
     pub(super) events: Arc<dyn DnsEvents>,
     pub(super) counters: Counters,
     pub(super) in_flight: Semaphore,
+    pub(super) queue: Semaphore,
     pub(super) twins: Twins,
     /// Told when a task panicked.
     pub(super) defect: Notify,
@@ -112,6 +115,7 @@ impl Responder {
             events,
             counters: Counters::default(),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            queue: Semaphore::new(MAX_QUEUED),
             twins: Twins::default(),
             defect: Notify::new(),
         }
@@ -204,9 +208,10 @@ impl Responder {
                     rtype::A => [IpAddr::V4(Ipv4Addr::LOCALHOST)],
                     _ => [IpAddr::V6(Ipv6Addr::LOCALHOST)],
                 };
-                match gate::is_address(qtype) {
-                    true => found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL }),
-                    false => Content::nodata(POLICY_TTL, None),
+                if gate::is_address(qtype) {
+                    found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL })
+                } else {
+                    Content::nodata(POLICY_TTL, None)
                 }
             }
             Decision::Reverse(address) => {

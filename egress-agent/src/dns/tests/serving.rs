@@ -1,7 +1,8 @@
 //! What clients see.
 
-use super::lab::{
-    Lab, Rules, Upstream, address, addresses, allow, cname, config, ede, ips, query, read_frame, write_frame,
+use super::{
+    lab::{Lab, Rules, addresses, allow, config, ede, ips, query},
+    scripted::{Upstream, address, cname, read_frame, write_frame},
 };
 use crate::dns::{DnsEvent, PermitError, Reason, tests::lab::DEADLINE};
 use hickory_proto::{
@@ -40,6 +41,26 @@ fn e01_an_allowed_name_is_permitted_then_answered() {
     );
     assert_eq!((permits[0].addresses.clone(), permits[0].life), (ips(&["198.51.100.7"]), Duration::from_secs(180)));
     assert_eq!(addresses(&lab.ask("api.example.test", RecordType::AAAA)), ips(&["2001:db8::7"]));
+}
+
+#[test]
+fn e01_nothing_is_sent_before_the_permit_is_written() {
+    let upstream = upstream();
+    let lab = Lab::start(allow(&["api.example.test"]), &[&upstream]);
+    let client = lab.client();
+    let watcher = client.try_clone().unwrap();
+    let (looked, look) = std::sync::mpsc::channel();
+    *lab.records.hook.lock().unwrap() = Some(Box::new(move || {
+        watcher.set_nonblocking(true).unwrap();
+        assert_eq!(watcher.recv(&mut [0; 512]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        watcher.set_nonblocking(false).unwrap();
+        looked.send(()).unwrap();
+    }));
+    client.send(&query("api.example.test", RecordType::A, None)).unwrap();
+    look.recv_timeout(DEADLINE).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert!(client.recv(&mut [0; 512]).unwrap() > 40);
+    assert_eq!(lab.records.permits().len(), 1);
 }
 
 #[test]
