@@ -54,15 +54,19 @@ impl Peer {
 /// pointer whether it still is.
 pub(super) struct State {
     pub(super) config: Config,
-    pub(super) upstreams: Upstreams,
+    pub(super) upstreams: Arc<Upstreams>,
     pub(super) protected: Protected,
 }
 
 impl State {
-    pub(super) fn new(config: Config, schedule: Schedule) -> Arc<Self> {
+    /// What was learned of the upstreams is kept where `previous` has the same ones.
+    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Arc<Self> {
         let mut protected = config.protected.clone();
         protected.extend(config.servers.iter().map(std::net::SocketAddr::ip));
-        let upstreams = Upstreams::new(&config.servers, schedule);
+        let upstreams = match previous {
+            Some(previous) if previous.config.servers == config.servers => Arc::clone(&previous.upstreams),
+            _ => Arc::new(Upstreams::new(&config.servers, schedule)),
+        };
         Arc::new(Self { config, upstreams, protected })
     }
 }

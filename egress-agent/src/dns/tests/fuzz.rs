@@ -63,7 +63,7 @@ fn client_seeds() -> Vec<Vec<u8>> {
 fn a15_mutated_queries() {
     let rules = Rules { allow: vec!["api.example.test", "*.wild.test"], deny: vec!["bad.wild.test"] };
     let records = Arc::new(Records::default());
-    let state = State::new(config(rules, &["192.0.2.53:53".parse().unwrap()]), Schedule::default());
+    let state = State::new(config(rules, &["192.0.2.53:53".parse().unwrap()]), Schedule::default(), None);
     let (permits, clients, events) = (Arc::clone(&records), Arc::clone(&records), Arc::clone(&records));
     let responder = Responder::new(state, permits, clients, events);
     let seeds = client_seeds();

@@ -7,4 +7,5 @@ mod observing;
 mod reload;
 pub(super) mod scripted;
 mod serving;
+mod streams;
 mod trust;

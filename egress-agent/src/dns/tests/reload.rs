@@ -162,7 +162,7 @@ fn a_defect_ends_the_server_loudly() {
 }
 
 #[test]
-fn one_transport_is_not_enough() {
+fn listeners_are_of_both_transports_and_of_one_address() {
     let upstream = Upstream::start(good);
     let udp = || vec![UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()];
     let tcp = || vec![TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()];
@@ -174,4 +174,6 @@ fn one_transport_is_not_enough() {
     assert!(matches!(start(Listeners { udp: udp(), tcp: vec![] }), Err(DnsError::NoListeners)));
     assert!(matches!(start(Listeners { udp: vec![], tcp: tcp() }), Err(DnsError::NoListeners)));
     assert!(start(Listeners { udp: udp(), tcp: tcp() }).is_ok());
+    let open = vec![UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap()];
+    assert!(matches!(start(Listeners { udp: open, tcp: tcp() }), Err(DnsError::OpenListener { .. })));
 }
