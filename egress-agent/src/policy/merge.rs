@@ -196,14 +196,10 @@ fn add_up<T>(
         return Ok(());
     };
     let (second, second_at) = (show(&theirs.value), theirs.at);
-    match union(&first.value, theirs.value) {
-        Some(value) => {
-            first.value = value;
-            Ok(())
-        }
-        None => {
-            let (first, first_at) = (show(&first.value), first.at.clone());
-            Err(PolicyError::Conflict { key, first, first_at, second, second_at })
-        }
-    }
+    let Some(value) = union(&first.value, theirs.value) else {
+        let (first, first_at) = (show(&first.value), first.at.clone());
+        return Err(PolicyError::Conflict { key, first, first_at, second, second_at });
+    };
+    first.value = value;
+    Ok(())
 }

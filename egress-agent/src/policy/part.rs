@@ -178,10 +178,9 @@ fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
     let ported = destination.written_ports();
     match (destination.host(), list) {
         (Host::Name(_), List::DenyNames) => ported.map(|_| Misplaced::DenyPorts),
-        (Host::Name(_), List::Names) => None,
+        (Host::Name(_), List::Names) | (Host::Net(_), List::DenyAddresses) => None,
         (Host::Name(_), _) => Some(Misplaced::Name),
         (Host::Net(_), List::Names | List::DenyNames) => Some(Misplaced::Address),
-        (Host::Net(_), List::DenyAddresses) => None,
         (Host::Net(net), _) if within_loopback(net) => Some(Misplaced::Loopback),
         (Host::Net(net), List::Proxy | List::Gateway) => {
             if net.prefix_len() != net.max_prefix_len() {
