@@ -22,7 +22,13 @@ pub use ports::{Ports, TooManyRanges};
 pub use source::{Flags, Source};
 
 use ipnet::IpNet;
-use std::{fmt, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+    path::Path,
+    time::Duration,
+};
 
 /// What one sandbox may reach. Built by parsing, or from [`Policy::deny_all`] in code.
 #[derive(Clone, Debug)]
@@ -130,6 +136,12 @@ impl PartialEq for AddressRule {
 
 impl Eq for AddressRule {}
 
+impl Hash for AddressRule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.net, &self.ports).hash(state);
+    }
+}
+
 /// What a rule says; where and how it was written is no part of that.
 impl PartialEq for NameRule {
     fn eq(&self, other: &Self) -> bool {
@@ -138,6 +150,12 @@ impl PartialEq for NameRule {
 }
 
 impl Eq for NameRule {}
+
+impl Hash for NameRule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.pattern, &self.ports).hash(state);
+    }
+}
 
 /// The `[deny]` table: beats every allow, whatever the order or length.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
