@@ -18,17 +18,18 @@ const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
 /// What an address is by its bits alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
 pub enum Class {
+    /// Nothing special.
+    Global = 0,
     /// 127.0.0.0/8 and `::1`; 0.0.0.0 and `::` as destinations mean the same to Linux.
-    Loopback,
+    Loopback = 1,
     /// Never reachable through a learned name: 0.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 (multicast, reserved, broadcast),
     /// `fe80::/10`, `fec0::/10`, `ff00::/8`. An `addresses`, `gateway` or `proxy` line may open them.
-    Restricted,
+    Restricted = 2,
     /// IPv6 that carries an IPv4 address for somebody else to unwrap: 6to4, Teredo, ISATAP, v4-compatible, local-use NAT64
     /// (`64:ff9b:1::/48`). Denied unless an `addresses` line names it.
-    Tunnel,
-    /// Everything else.
-    Global,
+    Tunnel = 3,
 }
 
 impl Addr {
@@ -105,6 +106,26 @@ impl Addr {
             return Class::Tunnel;
         }
         Class::Global
+    }
+
+    /// Two numbers that BPF can pass in registers.
+    #[inline(always)]
+    pub const fn pack(self) -> (u64, u64) {
+        let [a, b, c, d] = self.0;
+        ((a as u64) << 32 | b as u64, (c as u64) << 32 | d as u64)
+    }
+
+    /// The same address, if `zero` is zero: see [`crate::packet::Flow::veiled`].
+    #[inline(always)]
+    pub const fn veiled(self, zero: u32) -> Self {
+        let [a, b, c, d] = self.0;
+        Self([a ^ zero, b ^ zero, c ^ zero, d ^ zero])
+    }
+
+    /// Inverse of [`Addr::pack`].
+    #[inline(always)]
+    pub const fn unpack(high: u64, low: u64) -> Self {
+        Self([(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32])
     }
 
     /// The standard library's form; IPv4 for mapped addresses.

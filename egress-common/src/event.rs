@@ -170,4 +170,4 @@ pub struct Counters {
     pub lost: u64,
 }
 
-crate::abi!(Record = 80, DenialKey = 24, Denial = 16, ClientKey = 8, Client = 24, Origin = 44, Connected = 48, Counters = 360);
+crate::abi!(Record = 80, DenialKey = 24, Denial = 16, ClientKey = 8, Client = 24, Origin = 44, Connected = 48, Counters = 552);

@@ -76,10 +76,39 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// The same flow, if `veil` is zero. The verifier, which cannot know that, forgets what it learned of each header on
+    /// the way, and walks what follows once instead of once for every kind of packet.
+    #[inline(always)]
+    pub const fn veiled(self, veil: u64) -> Self {
+        let zero = veil as u32;
+        Self {
+            src: self.src.veiled(zero),
+            dst: self.dst.veiled(zero),
+            src_port: self.src_port ^ zero as u16,
+            dst_port: self.dst_port ^ zero as u16,
+            protocol: self.protocol ^ zero as u8,
+            detail: self.detail ^ zero as u8,
+            tail: (self.tail as u8 ^ zero as u8) & 1 == 1,
+        }
+    }
+
     /// True for the packet that opens a TCP connection.
     #[inline(always)]
     pub const fn opens_connection(&self) -> bool {
         self.protocol == protocol::TCP && !self.tail && self.detail & (tcp::SYN | tcp::ACK) == tcp::SYN
+    }
+}
+
+/// True for ICMP messages that report on a packet which they quote (RFC 792; RFC 4443, types below 128).
+#[inline(always)]
+pub const fn is_icmp_error(flow: &Flow) -> bool {
+    if flow.tail {
+        return false;
+    }
+    match flow.protocol {
+        protocol::ICMP => matches!(flow.detail, 3 | 11 | 12),
+        protocol::ICMPV6 => matches!(flow.detail, 1..=4),
+        _ => false,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::{
     addr::Addr,
-    destination::{PortRange, Protocols},
+    destination::PortRange,
+    question::{Asked, Mode},
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -61,39 +62,64 @@ pub struct Rule {
     pub ranges: [PortRange; RANGES],
 }
 
+/// What a rule says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Match {
+    /// The rule is gone, or is of another kind.
+    Missing = 0,
+    /// The rule stands, but not for this port or protocol.
+    OtherPort = 1,
+    /// It opens, or closes, what was asked.
+    Hit = 2,
+}
+
+/// Asks a rule, which must still bear the tag and belong to the slot.
+///
+/// Written without early exits: the verifier walks every path, and a straight loop has few.
+#[inline(always)]
+pub fn match_rule(rule: Option<&Rule>, tag: u32, slot: u32, asked: Asked) -> Match {
+    let Some(rule) = rule else { return Match::Missing };
+    if rule.tag != tag || tag == 0 || rule.slot != slot {
+        return Match::Missing;
+    }
+    if asked.mode() == Mode::Exists as u32 {
+        return Match::Hit;
+    }
+    if rule.flags & asked.flag_mask() != asked.flag_value() {
+        return Match::Missing;
+    }
+    if !asked.has_port() {
+        // A deny of some ports leaves the address itself open; an allow of any port opens it.
+        let hit = asked.mode() != Mode::Deny as u32 || rule.is_every_port();
+        return if hit { Match::Hit } else { Match::OtherPort };
+    }
+    if rule.covers(asked) { Match::Hit } else { Match::OtherPort }
+}
+
 impl Rule {
-    /// True where the rule, read as an allow, opens the port.
-    #[inline(always)]
-    pub fn opens(&self, protocol: Protocols, port: u16) -> bool {
-        self.any(|range| range.opens(protocol, port))
-    }
-
-    /// True where the rule, read as a deny, closes the port.
-    #[inline(always)]
-    pub fn closes(&self, protocol: Protocols, port: u16) -> bool {
-        self.any(|range| range.covers(protocol, port))
-    }
-
-    /// True where the rule denies every port, and with it the protocols that have none.
-    #[inline(always)]
-    pub fn closes_all(&self) -> bool {
-        self.any(|range| *range == PortRange::ALL)
+    /// True where the rule speaks of every port of both protocols.
+    pub fn is_every_port(&self) -> bool {
+        // Compilation gives a rule of every port that one range alone.
+        self.ranges[0] == PortRange::ALL
     }
 
     #[inline(always)]
-    fn any(&self, test: impl Fn(&PortRange) -> bool) -> bool {
-        let mut index = 0;
-        while index < RANGES {
-            if index >= self.len as usize {
-                return false;
-            }
-            if let Some(range) = self.ranges.get(index)
-                && test(range)
-            {
-                return true;
-            }
-            index += 1;
+    fn covers(&self, asked: Asked) -> bool {
+        let (protocol, port, wide) = (asked.protocol(), u32::from(asked.port()), asked.wide_counts() == 1);
+        // Unrolled by hand: a loop counter is a constant that the verifier traces back through every turn.
+        macro_rules! any_until_len {
+            ($($index:literal)*) => {$(
+                if self.len <= $index {
+                    return false;
+                }
+                if self.ranges[$index].hit(protocol, port, wide) {
+                    return true;
+                }
+            )*};
         }
+        const { assert!(RANGES == 16) };
+        any_until_len!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
         false
     }
 }

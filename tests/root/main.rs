@@ -1,1 +1,11 @@
-//! root tests
+//! Tests that need root: a real kernel, real clients, and servers in network namespaces of their own.
+//! One module a topic; tests/README.md says what each shows and which production line it stands for.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "everything here is a test or is called by tests alone"
+)]
+
+mod lab;

@@ -1,0 +1,1 @@
+//! Upstreams that are slow, wrong, forged or dead.
