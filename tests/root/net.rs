@@ -30,12 +30,13 @@ const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A network namespace without a name, which ends with its last handle.
 fn netns() -> Netns {
-    thread::spawn(|| {
+    let made = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
         Netns::current().unwrap()
     })
     .join()
-    .unwrap()
+    .unwrap();
+    Netns::from_fd(made.as_fd().try_clone_to_owned().unwrap(), "of a test".into()).unwrap()
 }
 
 /// Runs `ip` inside; `{other}` stands for the namespace of `other`.
@@ -204,6 +205,11 @@ fn where_ipv6_is_disabled_only_ipv4_listens() {
     ip(&inside, "address del 127.0.0.1/8 dev lo");
     let missing = inside.open_listeners(PORTS).unwrap_err();
     assert!(matches!(missing, ListenError::NoLoopbackAddress { .. }), "{missing}");
+    // What the message says to type heals it.
+    let text = missing.to_string();
+    let command = text.split('`').nth(1).unwrap();
+    assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+    inside.open_listeners(PORTS).unwrap();
 }
 
 #[test]

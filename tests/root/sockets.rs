@@ -34,7 +34,7 @@ impl Cgroup {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let line = table.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup v2 mount");
         let root = Path::new(line.split(' ').nth(4).unwrap());
-        Self::at(root.join(format!("egl-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed))))
+        Self::at(root.join(format!("egl-{}-sockets{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed))))
     }
 
     fn at(path: PathBuf) -> Self {

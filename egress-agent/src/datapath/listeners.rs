@@ -50,18 +50,20 @@ pub enum ListenError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// lo is down, so 127.0.0.1 does not exist there.
-    #[error("lo is down in the network namespace {netns}: type `ip -n {netns} link set lo up`")]
+    #[error("lo is down in the network namespace {netns}: type `{ip} link set lo up`")]
     LoopbackDown {
         /// The namespace.
         netns: String,
+        /// [`Netns::ip_command`].
+        ip: String,
     },
     /// Somebody removed the loopback address.
-    #[error(
-        "lo has no address {address} in the network namespace {netns}: type `ip -n {netns} address add {address} dev lo`"
-    )]
+    #[error("lo has no address {address} in the network namespace {netns}: type `{ip} address add {address} dev lo`")]
     NoLoopbackAddress {
         /// The namespace.
         netns: String,
+        /// [`Netns::ip_command`].
+        ip: String,
         /// 127.0.0.1 or `::1`.
         address: IpAddr,
     },
@@ -115,7 +117,7 @@ impl Netns {
     /// Opens a DNS listener's sockets inside, on a random free port of `ports` ([`PORTS`]).
     pub fn open_listeners(&self, ports: RangeInclusive<u16>) -> Result<Listeners, ListenError> {
         if !self.loopback_is_up()? {
-            return Err(ListenError::LoopbackDown { netns: self.name().into() });
+            return Err(ListenError::LoopbackDown { netns: self.name().into(), ip: self.ip_command().into() });
         }
         self.enter(|| Inside(self).open(ports))?
     }
@@ -202,7 +204,11 @@ impl Inside<'_> {
                 }
                 Err(Errno::EADDRINUSE) => return Ok(None),
                 Err(Errno::EADDRNOTAVAIL) => {
-                    return Err(ListenError::NoLoopbackAddress { netns: self.name(), address: *ip });
+                    return Err(ListenError::NoLoopbackAddress {
+                        netns: self.name(),
+                        ip: self.0.ip_command().into(),
+                        address: *ip,
+                    });
                 }
                 Err(source) => return Err(ListenError::Socket { netns: self.name(), address, source }),
             }
