@@ -43,7 +43,7 @@ impl Detach {
         // One that fails must not keep the others closed.
         let mut first_error = None;
         for cgroup in cgroups {
-            if let Err(error) = sandbox::detach(directories, &cgroup, true) {
+            if let Err(error) = sandbox::detach(directories, &cgroup) {
                 let error = anyhow::Error::new(error).context(format!("cannot detach {}", cgroup.display()));
                 if let Some(earlier) = first_error.replace(error) {
                     term::say(&super::exit::message(&earlier));

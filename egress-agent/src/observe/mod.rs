@@ -9,6 +9,7 @@ pub mod event;
 pub mod fold;
 pub mod hosts;
 pub mod names;
+pub mod permits_file;
 pub mod sink;
 pub mod suggest;
 pub mod tail;

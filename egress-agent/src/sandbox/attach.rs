@@ -5,13 +5,13 @@ use super::{
     error::Error,
     level::{Level, Reached},
     live::{Kernel, Sandbox},
-    permits::{self, Permits, Table},
+    permits::{Permits, Table},
     record::{Record, RuleLine, start_time},
     reporter::{Reporter, Scene, about},
     status,
 };
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{Cgroup, CgroupMount},
     compile::{Facts, Image, Limits, RuleIds, compile},
     datapath::{
         addresses, attach,
@@ -32,7 +32,13 @@ use crate::{
     },
     policy::{Answers, Mode, NameTable, Policy},
 };
-use egress_common::{addr::Addr, names::map, sandbox::Identity, verdict::ListenerKey};
+use egress_common::{
+    addr::Addr,
+    names::map,
+    permit::{NetworkKey, PermitKey},
+    sandbox::Identity,
+    verdict::ListenerKey,
+};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -66,7 +72,7 @@ impl Directories {
 #[derive(Debug)]
 pub struct Builder {
     policy: Policy,
-    cgroup: Option<Cgroup>,
+    cgroup: Option<PathBuf>,
     netns: Option<PathBuf>,
     device: Option<String>,
     directories: Directories,
@@ -94,10 +100,10 @@ impl Sandbox {
 }
 
 impl Builder {
-    /// The cgroup.
+    /// The cgroup's directory; below the cgroup v2 mount where it is relative.
     #[must_use]
-    pub fn cgroup(mut self, cgroup: Cgroup) -> Self {
-        self.cgroup = Some(cgroup);
+    pub fn cgroup(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(directory.into());
         self
     }
 
@@ -155,7 +161,8 @@ impl Builder {
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
     pub fn attach(self) -> Result<Sandbox, Error> {
-        let cgroup = self.cgroup.as_ref().ok_or(Error::NoCgroup)?;
+        let directory = self.cgroup.as_ref().ok_or(Error::NoCgroup)?;
+        let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
         cgroup.check_enforceable()?;
         let plan = Plan::new(&self, cgroup)?;
         let state = StateDir::open(&self.directories.state)?;
@@ -192,7 +199,7 @@ impl Builder {
 
         let listeners = plan.open_listeners()?;
         let facts = Facts { listener_port: listeners.as_ref().map_or(0, |found| found.port), ..plan.facts.clone() };
-        let mut ids = RuleIds::new(plan.limits);
+        let mut ids = RuleIds::new();
         let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         write_image(&tables, &image, nonce, self.raw_sockets)?;
         let listener = listeners
@@ -241,7 +248,7 @@ impl Builder {
             }
             hooks.extend(attach::device(&mut programs, found.ifindex, &pins.links)?);
         }
-        self.refuse_foreign(cgroup, &plan)?;
+        self.refuse_foreign(cgroup)?;
         record.level = plan.level(self.privileged);
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
@@ -270,11 +277,11 @@ impl Builder {
         }
     }
 
-    fn refuse_foreign(&self, cgroup: &Cgroup, plan: &Plan) -> Result<(), Error> {
+    fn refuse_foreign(&self, cgroup: &Cgroup) -> Result<(), Error> {
         if !self.strict {
             return Ok(());
         }
-        status::refuse_foreign_sockets(cgroup, &plan.netns)
+        status::refuse_foreign_sockets(cgroup)
     }
 
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
@@ -295,21 +302,21 @@ pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
         tag: reference.tag,
         text,
     };
-    image.rule_texts().map(line).collect()
+    image.rules.iter().map(|(reference, (_, text))| line((*reference, text.to_string()))).collect()
 }
 
 /// Fills empty maps: rules first, what refers to them second, the sandbox itself last.
 fn write_image(tables: &Tables, image: &Image, nonce: u64, raw_sockets: bool) -> Result<(), Error> {
-    for (reference, rule) in image.rules() {
+    for (reference, (rule, _)) in &image.rules {
         tables.set_rule(reference.index, rule)?;
     }
-    for (key, prefix, network) in image.networks(super::SLOT) {
-        tables.set_network(key, prefix, network)?;
+    for (&(addr, prefix), network) in &image.networks {
+        tables.set_network(NetworkKey { slot: super::SLOT, addr }, prefix, network)?;
     }
-    for (key, permit) in image.permits(super::SLOT) {
-        tables.set_permit(&key, permit)?;
+    for (&addr, permit) in &image.permits {
+        tables.set_permit(&PermitKey { slot: super::SLOT, addr }, permit)?;
     }
-    for addr in image.own() {
+    for &addr in &image.own {
         tables.set_own(super::SLOT, addr)?;
     }
     let mut sandbox = image.sandbox(nonce);
@@ -363,8 +370,8 @@ impl Plan {
         }
         let facts = Facts { own_netns, netns_cookie: netns.cookie()?, own_addresses, protected, listener_port: 0 };
         // Compiled once without effect: what cannot be enforced is refused before anything is made.
-        let limits = Limits::for_policy(policy);
-        compile(policy, &facts, super::SLOT, &mut RuleIds::new(limits), limits)?;
+        let limits = Limits::default();
+        compile(policy, &facts, super::SLOT, &mut RuleIds::new(), limits)?;
         Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, found, servers, listens })
     }
 

@@ -6,7 +6,7 @@ use crate::{
     compile::CompileError,
     datapath::{
         attach::AttachError, bpffs::PinError, detach::DetachError, device::DeviceError, listeners::ListenError,
-        load::LoadError, netns::NetnsError, state_dir::StateError, tables::TableError,
+        load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError, tables::TableError,
     },
     dns::DnsError,
     policy::PolicyError,
@@ -84,6 +84,12 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// No descriptor is left.
+    #[error("cannot duplicate a descriptor; is the limit on open files too low?")]
+    Descriptor(#[source] io::Error),
+    /// Sockets of the cgroup's processes.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A thread could not be started.
     #[error("cannot start the thread {name}; is the limit on tasks too low?")]
     Thread {

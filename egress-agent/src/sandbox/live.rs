@@ -9,13 +9,12 @@ use super::{
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, RuleIds, compile, diff},
+    compile::{Facts, RuleIds, compile},
     datapath::{
         addresses,
         attach::{Hooked, disown},
         bpffs::PinRoot,
         load::Programs,
-        netns::Netns,
         state_dir::StateDir,
         tables::Tables,
     },
@@ -27,6 +26,7 @@ use egress_common::{sandbox::Identity, verdict::ListenerKey};
 use std::{
     io,
     net::{SocketAddr, TcpStream},
+    os::fd::{AsFd as _, OwnedFd},
 
     sync::{Arc, PoisonError},
     thread,
@@ -104,6 +104,19 @@ impl Sandbox {
         self.record.level.clone()
     }
 
+    /// Host side of its device, where one was found or given.
+    pub fn device(&self) -> Option<&str> {
+        self.record.devices.first().map(String::as_str)
+    }
+
+    /// Its network namespace, for whoever starts processes in it; `None` = egressd's own.
+    pub fn netns(&self) -> Result<Option<OwnedFd>, Error> {
+        if !self.record.own_netns {
+            return Ok(None);
+        }
+        Ok(Some(self.plan.netns.as_fd().try_clone_to_owned().map_err(Error::Descriptor)?))
+    }
+
     /// The number of the policy in force, from 1.
     pub fn generation(&self) -> u64 {
         self.record.generation
@@ -132,9 +145,6 @@ impl Sandbox {
         let generation = self.record.generation + 1;
         {
             let mut in_force = self.scene.permits.in_force();
-            for change in diff(&in_force.image, &image) {
-                change.apply(super::SLOT, self.kernel.identity.nonce, &self.kernel.tables)?;
-            }
             self.scene.permits.restamp(&image)?;
             in_force.generation = generation;
             in_force.policy = policy.clone();
@@ -174,7 +184,7 @@ impl Sandbox {
     }
 
     /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by its name.
-    pub fn pin(&mut self) -> Result<(), Error> {
+    pub fn pin(&mut self, _name: &str) -> Result<(), Error> {
         refuse_transient_mounts()?;
         self.stays = true;
         self.record.agent_pid = None;

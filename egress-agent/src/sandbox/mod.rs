@@ -36,6 +36,6 @@ pub(crate) const SLOT: u32 = 1;
 /// # Errors
 /// A policy that cannot be enforced whole, by the figure that is exceeded.
 pub fn check(policy: &Policy) -> Result<(), Error> {
-    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(Limits::default()), Limits::default())?;
+    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(), Limits::default())?;
     Ok(())
 }

@@ -2,16 +2,9 @@
 //! nothing; what is enforced is what the maps hold.
 
 use super::{attach::Directories, error::Error, level::Reached};
-use crate::{
-    compile::{Facts, Image, Limits, RuleIds, compile},
-    policy::Policy,
-};
-use egress_common::{permit::RuleRef, sandbox::Identity};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
     fs, io,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -60,10 +53,6 @@ pub(super) struct RuleLine {
 }
 
 impl Record {
-    pub(super) fn identity(&self) -> Identity {
-        Identity { slot: super::SLOT, reserved: 0, nonce: self.nonce }
-    }
-
     /// The directory of one sandbox.
     pub(super) fn directory(directories: &Directories, name: &str) -> PathBuf {
         directories.state.join("sandboxes").join(name)
@@ -135,20 +124,6 @@ impl Record {
 
     pub(super) fn rule_text(&self, tag: u32) -> Option<&str> {
         self.rules.iter().find(|line| line.tag == tag).map(|line| line.text.as_str())
-    }
-
-    /// The policy in force, compiled anew for its names and texts. References come from the record, not from here.
-    pub(super) fn compiled(&self) -> Result<(Policy, Image), Error> {
-        let policy = Policy::from_toml(&self.policy)?;
-        let facts = Facts { own_netns: self.own_netns, own_addresses: BTreeSet::<IpAddr>::new(), ..Facts::default() };
-        let image = compile(&policy, &facts, super::SLOT, &mut RuleIds::new(Limits::default()), Limits::default())?;
-        Ok((policy, image))
-    }
-}
-
-impl RuleLine {
-    pub(super) fn reference(&self) -> RuleRef {
-        RuleRef { index: self.index, tag: self.tag }
     }
 }
 

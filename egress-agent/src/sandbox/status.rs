@@ -2,12 +2,16 @@
 
 use super::{Directories, SLOT, error::Error, level::Reached, record::Record};
 use crate::{
-    cgroup::{Cgroup, CgroupMount},
-    datapath::{attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, netns::Netns, state_dir::StateDir, tables::Tables},
+    cgroup::Cgroup,
+    datapath::{
+        attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, sockets::foreign_sockets, state_dir::StateDir,
+        tables::Tables,
+    },
     observe::{counters::Totals, sink::FILE_NAME},
     policy::{Mode, Policy},
 };
 use egress_common::names::map;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -83,13 +87,11 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
         let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
         owned = tables.sandbox(SLOT)?.nonce == record.nonce;
         let links = pinned_links(&pins.join("links"))?;
-        for (name, link) in &links {
-            // A link whose cgroup or device is gone, or that was detached, names no target any more.
-            let attached = link.info().is_ok() && crate::datapath::detach::is_attached(&pins.join("links").join(name))?;
-            hooks.push(HookStatus { hook: name.clone(), attached });
+        for (hook, attached) in links {
+            hooks.push(HookStatus { hook, attached });
         }
         let permits = u64::try_from(tables.permits(SLOT)?.len()).unwrap_or(u64::MAX);
-        maps.push(MapUse { map: map::PERMITS.to_owned(), entries: permits, capacity: tables.capacity(map::PERMITS)? });
+        maps.push(MapUse { map: map::PERMITS.to_owned(), entries: permits, capacity: tables.permit_capacity(&pins.join("maps"))? });
         counters = Totals::of(&tables.counters(SLOT)?);
     }
     let complete = CGROUP_HOOKS.iter().all(|hook| hooks.iter().any(|found| found.hook == hook.name && found.attached));
@@ -119,15 +121,15 @@ pub fn event_files(directories: &Directories, cgroup: Option<&Path>) -> Result<V
 }
 
 /// Refuses a cgroup whose processes hold sockets that were made in another one: no hook of this one sees them.
-pub(super) fn refuse_foreign_sockets(cgroup: &Cgroup, netns: &Netns) -> Result<(), Error> {
-    let _mount = CgroupMount::find()?;
-    let found = crate::datapath::foreign::find(netns, &cgroup.procs()?, cgroup)?;
+pub(super) fn refuse_foreign_sockets(cgroup: &Cgroup) -> Result<(), Error> {
+    let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    let found = foreign_sockets(&pids.collect::<Vec<_>>(), &cgroup.ids()?)?;
     match found.first() {
         None => Ok(()),
         Some(first) => Err(Error::ForeignSockets {
             cgroup: cgroup.path().to_owned(),
             count: found.len(),
-            first: first.to_string(),
+            first: format!("{} of process {}", first.kind, first.pid),
         }),
     }
 }
