@@ -14,6 +14,8 @@ AS_USER :=
 XTASK   := cargo xtask
 endif
 
+DEFAULT_bench := filter
+
 .PHONY: help demo test bench mutants setup toolchain
 
 help:
@@ -24,7 +26,7 @@ help:
 	@echo 'make setup    installs what the above need (they call it themselves)'
 
 demo test bench mutants setup: toolchain
-	@$(XTASK) $@ $(ARGS)
+	@$(XTASK) $@ $(or $(ARGS),$(DEFAULT_$@))
 
 toolchain:
 	@command -v rustup >/dev/null || PATH="$(USER_HOME)/.cargo/bin:$$PATH" command -v rustup >/dev/null || \

@@ -1,7 +1,9 @@
 //! Chores of the egressd workspace. `make` calls them; `cargo xtask help` lists them.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a chore speaks to the terminal")]
 
+mod bench;
 mod cargo;
+mod demo;
 mod invoker;
 mod mutants;
 mod setup;
@@ -26,8 +28,18 @@ enum Chore {
     Setup,
     /// Style, unit tests, root tests, demo: what CI runs
     Test(test::Options),
+    /// An internet in a box, real curl, and what egressd lets through
+    Demo,
     /// Revert production lines one at a time: each must turn its test red
     Mutants(mutants::Options),
+    /// What the filter costs, beside no filter and nftables
+    Bench(bench::Options),
+    /// The bench's traffic, inside a sandbox
+    #[command(hide = true)]
+    Generate,
+    /// The bench's look-ups, inside a sandbox: prints the median in microseconds
+    #[command(hide = true)]
+    LookUp { server: std::net::SocketAddr, names: usize },
 }
 
 fn main() -> ExitCode {
@@ -47,6 +59,10 @@ fn run(chore: Chore) -> Result<bool> {
     match chore {
         Chore::Setup => setup::run().map(|()| true),
         Chore::Test(options) => test::run(&options),
+        Chore::Demo => demo::run().map(tally::Tally::is_green),
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Generate => bench::generator::serve().map(|()| true),
+        Chore::LookUp { server, names } => bench::look_up_and_print(server, names).map(|()| true),
         Chore::Mutants(options) => mutants::run(&options),
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: style, unit tests, root tests, demo. Builds as the caller, tests as root.
 
 use crate::{
-    cargo, invoker, setup, style,
+    cargo, demo, invoker, setup, style,
     tally::{self, Stage, Tally},
 };
 use anyhow::{Context as _, Result, bail};
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             Which::Style => style::run(),
             Which::Unit => unit(&options.filters),
             Which::Root => root(&options.filters),
-            Which::Demo => demo(),
+            Which::Demo => demo::run(),
         };
         // A stage that could not run is one failure; the others still tell what they can.
         let mut tally = tally.unwrap_or_else(|error| {
@@ -101,11 +101,7 @@ fn root(filters: &[String]) -> Result<Tally> {
 
 /// What a root test finds in its environment. Strict: a test that cannot look fails.
 pub(crate) fn as_root_test(command: &mut Command, egressd: &Path) {
-    command.env("EGRESS_LAB_STRICT", "1").env("EGRESSD", egressd);
-}
-
-fn demo() -> Result<Tally> {
-    bail!("there is no demo yet")
+    command.env("EGRESS_LAB_STRICT", "1").env("EGRESSD_BIN", egressd);
 }
 
 /// What becomes of the output of a test binary.

@@ -44,11 +44,15 @@ impl Config {
         if self.servers.is_empty() {
             return Err(DnsError::NoServers);
         }
+        let listeners = listeners.addresses()?;
+        if let Some(&listener) = listeners.iter().find(|listener| listener.ip().is_unspecified()) {
+            return Err(DnsError::OpenListener { listener });
+        }
         for &server in &self.servers {
             if let Some(problem) = problem(server) {
                 return Err(DnsError::Upstream { server, problem });
             }
-            if listeners.addresses()?.contains(&server) {
+            if listeners.contains(&server) {
                 return Err(DnsError::Upstream { server, problem: Problem::OwnListener });
             }
         }
@@ -152,6 +156,12 @@ pub enum DnsError {
     Listener {
         /// Why.
         source: io::Error,
+    },
+    /// It would answer whoever reaches the namespace, and from addresses that the client did not ask.
+    #[error("DNS listener {listener} is bound to every address: bind it to one of the sandbox's own")]
+    OpenListener {
+        /// The listener's address.
+        listener: SocketAddr,
     },
     /// The runtime or its thread cannot be started.
     #[error("cannot start the DNS server's thread: are limits on open files and tasks too low?")]
