@@ -215,7 +215,7 @@ impl Lab {
     /// Panics if a single frame has come to `dst`.
     #[track_caller]
     pub fn expect_silence(&self, dst: impl Into<IpAddr>) {
-        let frames: Vec<_> = self.frames_to(dst).iter().map(ToString::to_string).collect();
+        let frames = self.frames_to(dst);
         assert!(frames.is_empty(), "{} frames where none may come: {frames:#?}", frames.len());
     }
 

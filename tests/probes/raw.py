@@ -11,7 +11,7 @@ import sys
 target, token = sys.argv[1:3]
 mac = bytes.fromhex(sys.argv[3].replace(":", "")) if len(sys.argv) > 3 else b"\xff" * 6
 own = sys.argv[4] if len(sys.argv) > 4 else "198.51.100.30"
-IPPROTO_MPTCP, IPPROTO_UDPLITE, PACKET_QDISC_BYPASS, MSG_FASTOPEN = 262, 136, 20, 0x20000000
+IPPROTO_MPTCP, IPPROTO_UDPLITE, SOL_PACKET, PACKET_QDISC_BYPASS, MSG_FASTOPEN = 262, 136, 263, 20, 0x20000000
 
 
 def checksum(data):
@@ -57,7 +57,7 @@ def ping(payload):
 def link(payload, bypass=False, ethertype=b"\x08\x00"):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         if bypass:
-            sock.setsockopt(socket.SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+            sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
         sock.bind(("eth0", 0))
         sock.send(mac + b"\x02\0\0\0\0\x30" + ethertype + packet(7004, payload))
 

@@ -83,7 +83,7 @@ fn malformed_flags() {
     let before = lab.snapshot();
     let words = |flags: &[&str]| {
         let user = if flags.contains(&"--user") { None } else { Some("nobody") };
-        flags.iter().fold(lab.egressd("run").user(user), |run, flag| run.arg(flag))
+        flags.iter().fold(lab.egressd("run").user(user), lab::Launch::arg)
     };
     for (flags, cause) in FLAGS {
         let output = words(flags).sh(&format!("curl -m3 http://{OK}/{token}")).output();
@@ -107,7 +107,7 @@ fn attach_to_what_cannot_be_enforced() {
     refused(&attach("--cgroup /etc --allow ok.test"), 2, "not a cgroup", "/etc");
     refused(&attach(&format!("--cgroup {path} --allow {}", "*")), 2, "everything", "*");
     refused(&attach("--allow ok.test"), 2, "no target", "--cgroup");
-    refused(&attach(&format!("--cgroup {path} --pin --allow ok.test")), 2, "nobody answers DNS", "egressd daemon");
+    refused(&attach(&format!("--cgroup {path} --pin --allow ok.test")), 2, "nobody answers DNS", "--pin");
     refused(&attach(&format!("--cgroup {path} --policy /nonexistent")), 2, "no policy file", "/nonexistent");
     let own = lab.caller().path().display();
     refused(&attach(&format!("--cgroup {own} --allow ok.test")), 2, "egressd's own cgroup", "egressd");

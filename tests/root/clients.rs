@@ -25,8 +25,7 @@ fn http_clients() {
         }
     }
     for (shape, run) in lab.shapes() {
-        let script: String = HTTP
-            .iter()
+        let script = HTTP
             .map(|(name, client)| {
                 let to = |host: &str, path: String| client.replace("HOST", host).replace("PATH", &path);
                 format!(
@@ -36,7 +35,7 @@ fn http_clients() {
                     to(&EVIL.to_string(), lab.token("evil"))
                 )
             })
-            .collect();
+            .concat();
         let output = run.flags("--allow ok.test").sh(&script).output();
         for (name, _) in HTTP {
             assert_eq!(output.step(&format!("{name}-ok")), 0, "{name}: {output}");
@@ -70,13 +69,12 @@ fn resolvers() {
     }
     let lab = Lab::new();
     for (shape, run) in lab.shapes() {
-        let script: String = RESOLVERS
-            .iter()
+        let script = RESOLVERS
             .map(|(name, command)| {
                 let (ok, evil) = (command.replace("NAME", "ok.test"), command.replace("NAME", "evil.test"));
                 format!("{ok} | grep -q 198.51.100.10; echo {name}-ok=$?; {evil} 2>&1 | grep -q 198.51.100.20; echo {name}-evil=$?\n")
             })
-            .collect();
+            .concat();
         let output = run.flags("--allow ok.test").sh(&script).output();
         for (name, _) in RESOLVERS {
             assert_eq!(output.step(&format!("{name}-ok")), 0, "{shape} {name}: {output}");

@@ -13,6 +13,7 @@ mod apart;
 mod bad_input;
 mod clients;
 mod ends;
+mod headers;
 mod lab;
 mod names;
 mod own;

