@@ -8,4 +8,15 @@
     reason = "everything here is a test or is called by tests alone"
 )]
 
+mod agents;
+mod apart;
+mod bad_input;
+mod clients;
+mod ends;
+mod headers;
 mod lab;
+mod names;
+mod own;
+mod platform;
+mod refusals;
+mod sockets;

@@ -138,15 +138,21 @@ mod tests {
 
     fn denied() -> Event {
         let subject = Subject { sandbox: "ci".into(), generation: 1, ..Subject::default() };
-        let event = Event::dns_denied(SystemTime::UNIX_EPOCH, &subject, false, "a\u{1b}[31m.test", "not_listed", None);
-        Event { pid: Some(9), comm: Some("x\n::stop".into()), count: Some(14), ..event }
+        Event {
+            verdict: Some(Verdict::Deny),
+            reason: Some("not_permitted".into()),
+            pid: Some(9),
+            comm: Some("x\n::stop".into()),
+            count: Some(14),
+            ..Event::dns(Kind::Dns, SystemTime::UNIX_EPOCH, &subject, "a\u{1b}[31m.test")
+        }
     }
 
     #[test]
     fn a_line_holds_what_there_is_and_nothing_hostile() {
         assert_eq!(
             line(&denied(), "deny"),
-            "1970-01-01T00:00:00.000Z ci dns deny a\\092027\\09209131m.test 14x (x\\010:\\058stop, pid 9) not_listed"
+            "1970-01-01T00:00:00.000Z ci dns deny a\\092027\\09209131m.test 14x (x\\010:\\058stop, pid 9) not_permitted"
         );
         let connect = Event {
             dst_ip: Some("2001:db8::7".parse().unwrap()),
@@ -160,7 +166,7 @@ mod tests {
         };
         assert_eq!(
             line(&connect, "deny"),
-            "1970-01-01T00:00:00.000Z ci dns deny 2001:db8::7 port 443 tcp not_listed by \"[2001:db8:\\058]/32\""
+            "1970-01-01T00:00:00.000Z ci dns deny 2001:db8::7 port 443 tcp not_permitted by \"[2001:db8:\\058]/32\""
         );
     }
 

@@ -34,8 +34,9 @@ pub struct Config {
     pub grace: Duration,
     /// Twice as many may come at once; more get SERVFAIL, and ten times more none at all.
     pub queries_per_second: u32,
-    /// Names and types that the policy would keep back are handed to upstream and its answers handed on as they are,
-    /// with a `WouldDeny` event. Addresses are still permitted only where rules match.
+    /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
+    /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
+    /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.
     pub observe: bool,
 }
 

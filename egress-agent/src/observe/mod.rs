@@ -4,6 +4,7 @@
 //! touch files, and no function reads a clock: the time comes with the report.
 
 pub mod counters;
+pub mod dns_event;
 pub mod escape;
 pub mod event;
 pub mod fold;

@@ -173,8 +173,7 @@ impl Lab {
     }
 
     pub(crate) fn with(config: Config) -> Self {
-        let ms = Duration::from_millis;
-        Self::scheduled(config, Schedule { race: ms(100), resend: [ms(200), ms(400)], budget: ms(1500) })
+        Self::scheduled(config, patient())
     }
 
     pub(crate) fn scheduled(config: Config, schedule: Schedule) -> Self {
@@ -212,7 +211,13 @@ impl Lab {
     }
 }
 
-/// Sends each question once and waits long: for upstreams that a test holds back.
+/// For upstreams that do not answer.
+pub(crate) fn hasty() -> Schedule {
+    let ms = Duration::from_millis;
+    Schedule { race: ms(100), resend: [ms(200), ms(400)], budget: ms(1500) }
+}
+
+/// Sends each question once and waits long, however loaded the machine is.
 pub(crate) fn patient() -> Schedule {
     Schedule { race: DEADLINE, resend: [DEADLINE; 2], budget: DEADLINE }
 }
