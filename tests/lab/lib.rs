@@ -112,6 +112,7 @@ impl Lab {
             Uid::effective().is_root(),
             "these tests make network namespaces and load BPF: run them as root (`cargo xtask test`)"
         );
+        ["ip", "curl", "setpriv", "unshare", "python3"].into_iter().for_each(need);
         let ground = Ground::new();
         let (stop, stopper) = Stop::new();
         let [boxed, outer, sink] = [Netns::new(), Netns::new(), Netns::new()];
