@@ -40,7 +40,9 @@ impl Policy {
                 let mut around = self.deny.addresses.iter().filter(|deny| spans(&deny.net, &rule.net)).peekable();
                 let Some(first) = around.peek().copied() else { continue };
                 let closed = Ports::union(around.flat_map(|deny| deny.ports.ranges().iter().copied()));
-                if closed.is_ok_and(|closed| closed.covers(&rule.ports)) {
+                // The ports of a peer in inbound are the sandbox's own, those of a deny are the peer's.
+                let of_peer = if list == List::Inbound { &Ports::all() } else { &rule.ports };
+                if closed.is_ok_and(|closed| closed.covers(of_peer)) {
                     let (at, deny_at) = (rule.at.as_ref(), first.at.as_ref());
                     return Err(covered(list, &rule.text, at, &first.text, List::DenyAddresses, deny_at));
                 }

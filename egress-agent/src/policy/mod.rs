@@ -74,7 +74,7 @@ pub struct Allow {
     pub names: Vec<NameRule>,
     /// Addresses and networks.
     pub addresses: Vec<AddressRule>,
-    /// Peers that may open connections to the sandbox; their ports are always [`Ports::all`].
+    /// Peers that may open connections to the sandbox; ports are the sandbox's own that they may reach.
     pub inbound: Vec<AddressRule>,
     /// Echo requests.
     pub icmp: Icmp,

@@ -193,7 +193,7 @@ impl Part {
             }
         }
         let dns = |ports: &Ports| ports.ranges().iter().all(|range| (range.first, range.last) == (DNS_PORT, DNS_PORT));
-        if destination.written_ports().is_some_and(dns) && list != List::DenyAddresses {
+        if destination.written_ports().is_some_and(dns) && !matches!(list, List::DenyAddresses | List::Inbound) {
             self.warnings.push(Warning::DnsPort { at, text });
         }
     }
@@ -223,10 +223,10 @@ fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
     let ported = destination.written_ports();
     match (destination.host(), list) {
         (Host::Name(_), List::DenyNames) => ported.map(|_| Misplaced::DenyPorts),
-        (Host::Name(_), List::Names) | (Host::Net(_), List::DenyAddresses) => None,
+        (Host::Name(_), List::Names) => None,
         (Host::Name(_), _) => Some(Misplaced::Name),
         (Host::Net(_), List::Names | List::DenyNames) => Some(Misplaced::Address),
-        (Host::Net(net), _) if within_loopback(net) => Some(Misplaced::Loopback),
+        (Host::Net(net), _) if list != List::DenyAddresses && within_loopback(net) => Some(Misplaced::Loopback),
         (Host::Net(net), List::Proxy | List::Gateway) => {
             if net.prefix_len() != net.max_prefix_len() {
                 Some(Misplaced::Network)
@@ -236,8 +236,7 @@ fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
                 None
             }
         }
-        (Host::Net(_), List::Inbound) => ported.map(|_| Misplaced::InboundPorts),
-        (Host::Net(_), List::Addresses) => None,
+        (Host::Net(_), _) => None,
     }
 }
 

@@ -62,6 +62,11 @@ impl Ports {
         self.0.iter().any(|range| range.opens(protocol, port))
     }
 
+    /// True where these ports, read as a deny, close the port.
+    pub fn closes(&self, protocol: Protocols, port: u16) -> bool {
+        self.0.iter().any(|range| range.hit(protocol, port.into(), true))
+    }
+
     /// True where these ports, read as a deny, close every port of `other`.
     pub fn covers(&self, other: &Self) -> bool {
         [Protocols::TCP, Protocols::UDP].into_iter().all(|protocol| {

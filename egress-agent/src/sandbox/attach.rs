@@ -192,8 +192,8 @@ impl Builder {
             networks: plan.limits.networks,
         };
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
-        let records = Records::take(&mut programs)?;
         let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
+        let records = Records::take(&mut programs)?;
         let nonce = rand::random::<u64>().max(1);
         let identity = Identity { slot: super::SLOT, reserved: 0, nonce };
 

@@ -173,7 +173,6 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[allow]\nproxy = [\"198.51.100.80\"]", "policy:2:10: allow.proxy: \"198.51.100.80\" has no ports"),
         ("[allow]\ngateway = [\"198.51.100.0/24:80\"]", "is a network"),
         ("[allow]\ngateway = [\"0.0.0.0:80\"]", "allow.loopback"),
-        ("[allow]\ninbound = [\"198.51.100.1:80\"]", "has ports"),
         ("[allow]\nicmp = \"all\"", "allow.icmp: \"all\", but allowed is \"none\" or \"echo\""),
         ("[allow]\nunix = \"none\"", "policy:2:1: allow.unix = \"none\": this build cannot enforce that yet"),
         ("[allow]\nunix = [\"@x\"]", "this build cannot enforce that yet"),
@@ -230,6 +229,7 @@ fn an_allow_that_a_deny_closes_whole_is_refused_and_its_neighbour_is_not() {
         ("proxy = [\"10.1.2.3:80\"]", "addresses = [\"10.1.2.3\"]", true),
         ("gateway = [\"10.1.2.3:80\"]", "addresses = [\"10.1.2.3:81\"]", false),
         ("inbound = [\"10.1.2.3\"]", "addresses = [\"10.1.2.3\"]", true),
+        ("inbound = [\"10.1.2.3:80\"]", "addresses = [\"10.1.2.3:80\"]", false),
         ("addresses = [\"2001:db8::1\"]", "addresses = [\"2001:db8::/32\"]", true),
         ("addresses = [\"10.1.2.3\"]", "addresses = [\"2001:db8::/32\"]", false),
     ] {
