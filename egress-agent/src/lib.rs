@@ -3,8 +3,9 @@
 //! Data flows one way: policy text -> [`policy`] -> [`compile`] -> `datapath` -> kernel maps. A lower module never names a
 //! higher one.
 
+pub mod cgroup;
 pub mod compile;
-mod datapath;
+pub mod datapath;
 pub mod dns;
 pub mod observe;
 pub mod policy;

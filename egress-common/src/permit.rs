@@ -131,7 +131,7 @@ impl Rule {
     pub fn covers_at(&self, start: usize, asked: Asked) -> bool {
         let (protocol, port, widest) = (asked.protocol(), u32::from(asked.port()), asked.widest());
         let Some(ranges) = self.ranges.get(start..start + RANGES_AT_ONCE) else { return false };
-        ranges.iter().any(|range| range.hit(protocol, port, widest))
+        ranges.iter().any(|range| range.hit_within(protocol, port, widest))
     }
 }
 

@@ -13,7 +13,7 @@ use egress_common::{
     verdict::{Reason, Verdict},
 };
 
-use crate::maps::{CONNECTED, ORIGINS};
+use crate::maps::{Aligned, CONNECTED, ORIGINS};
 use core::mem::MaybeUninit;
 
 /// `ifindex` of `lo` in every network namespace (`net/core/dev.c`, LOOPBACK_IFINDEX).
@@ -52,11 +52,11 @@ impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         // Not zeroed: that is a call of memset, which the verifier walks byte by byte.
-        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        let mut words = MaybeUninit::<Aligned<[u32; N]>>::uninit();
         // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
         let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32) };
         // SAFETY: zero means that all of it was written.
-        (failed == 0).then(|| unsafe { words.assume_init() })
+        (failed == 0).then(|| unsafe { words.assume_init().0 })
     }
 }
 
@@ -284,7 +284,7 @@ impl<'a> Call<'a> {
     /// Writes another address, of the hook's own family (IPv4 in an IPv6 call: v4-mapped).
     #[inline(always)]
     pub(crate) fn set(self, addr: Addr, port_be: u32) {
-        let [a, b, c, d] = addr.0;
+        let [a, b, c, d] = addr.words();
         // SAFETY: as above; these are the fields that the hook may write.
         unsafe {
             let sock_addr = self.ctx.sock_addr;

@@ -2,8 +2,9 @@
 
 use crate::{
     context::{Room, Packet},
-    maps::{DEVICES, FLOWS, Placed, SANDBOXES, SOURCES, Tenant, now_ns, tenant_of},
-    packet::{admit, is_reply, judge, refresh_flow},
+    flows,
+    maps::{DEVICES, Placed, SANDBOXES, SOURCES, Tenant, tenant_of},
+    packet::{admit, judge},
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
@@ -11,11 +12,11 @@ use egress_common::{
     addr::Addr,
     event::Hook,
     neighbour::{self, ETHERNET_LEN},
-    packet::{Flow, FlowKey, ethertype, is_icmp_error},
+    packet::{Flow, ethertype, is_icmp_error},
     permit::PermitKey,
     question::Path,
     sandbox::flags,
-    verdict::{FlowState, Reason, Verdict, flow_idle_ns},
+    verdict::{Reason, Verdict},
 };
 
 /// Ours has no objection: the next program decides. In the clsact fallback the same number means "as configured".
@@ -52,7 +53,7 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
     let flow = room.clear();
     if packet.read(ETHERNET_LEN, flow).allows() {
         if tenant.sandbox.flags & flags::INBOUND == 0 {
-            refresh_flow(tenant, flow);
+            flows::hear(tenant, flow);
         } else {
             // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
             let _welcome = admit(tenant, flow);
@@ -118,34 +119,14 @@ fn judge_flow(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
     let verdict = judge(tenant, flow, Path::Wire);
     if verdict.allows() {
         if verdict.fleeting() && !flow.tail {
-            remember_permitted(tenant, flow, verdict);
+            flows::keep(tenant, flow, verdict.rule());
         }
         return verdict;
     }
-    if verdict.is_miss() && !flow.opens_connection() && is_reply(tenant, flow) {
+    if verdict.is_miss() && !flow.opens_connection() && flows::goes_on(tenant, flow) {
         return Reason::Established.into();
     }
     verdict
-}
-
-/// A live flow goes on after its permit's end: it is on record from its first permitted packet, and only the remote side
-/// keeps it alive.
-#[inline(always)]
-fn remember_permitted(tenant: Tenant, flow: &Flow, verdict: Verdict) {
-    let key = Placed::new(FlowKey::outgoing(tenant.slot, flow));
-    let now = now_ns();
-    if let Some(state) = FLOWS.get_ptr(&key.key) {
-        // SAFETY: a map value, words read once.
-        let state = unsafe { *state };
-        if state.nonce == tenant.sandbox.nonce
-            && state.rule == verdict.rule()
-            && now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol) / 2
-        {
-            return;
-        }
-    }
-    let state = FlowState { rule: verdict.rule(), nonce: tenant.sandbox.nonce, heard_ns: now };
-    let _full = FLOWS.insert(&key.key, &state, 0);
 }
 
 /// An ICMP error passes to whom the policy permits the flow that it quotes (path MTU, unreachable ports). A global BPF
@@ -178,5 +159,5 @@ fn quotes_permitted(tenant: Tenant, packet: Packet, flow: &Flow) -> bool {
     if answer.dst != flow.dst || answer.tail || !is_source(tenant, answer.src) {
         return false;
     }
-    judge(tenant, &answer, Path::Wire).allows() || is_reply(tenant, &answer)
+    judge(tenant, &answer, Path::Wire).allows() || flows::goes_on(tenant, &answer)
 }

@@ -148,7 +148,7 @@ extern "C" fn class_at(high: u64, low: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_permit_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    judge_permit(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+    judge_permit(&PermitKey { slot: slot as u32, addr: Addr::unpack(high, low) }, Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
@@ -161,7 +161,7 @@ extern "C" fn judge_grant_at(slot: u64, expires_ns: u64, index: u64, tag: u64, a
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_network_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    judge_network(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+    judge_network(&PermitKey { slot: slot as u32, addr: Addr::unpack(high, low) }, Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
@@ -184,15 +184,15 @@ pub(crate) struct KernelTables;
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit> {
+    fn permit(&self, key: &PermitKey) -> Option<&Permit> {
         // SAFETY: the value may change under us; each grant is judged by its own rule's tag, so a torn read opens
         // nothing that some permit of this sandbox does not open.
-        unsafe { PERMITS.get(&Placed::new(PermitKey { slot, addr }).key) }
+        unsafe { PERMITS.get(&Placed::new(*key).key) }
     }
 
     #[inline(always)]
-    fn network(&self, slot: u32, addr: Addr) -> Option<&Network> {
-        NETWORKS.get(&Aligned(Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot, addr })).0)
+    fn network(&self, key: &PermitKey) -> Option<&Network> {
+        NETWORKS.get(&Aligned(Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot: key.slot, addr: key.addr })).0)
     }
 
     #[inline(always)]
@@ -207,9 +207,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
-        let (high, low) = addr.pack();
-        Verdict(judge_permit_at(slot.into(), high, low, asked.0))
+    fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
+        let (high, low) = key.addr.pack();
+        Verdict(judge_permit_at(key.slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
@@ -218,9 +218,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
-        let (high, low) = addr.pack();
-        Verdict(judge_network_at(slot.into(), high, low, asked.0))
+    fn judge_network(&self, key: &PermitKey, asked: Asked) -> Verdict {
+        let (high, low) = key.addr.pack();
+        Verdict(judge_network_at(key.slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
@@ -233,13 +233,14 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn is_own(&self, slot: u32, addr: Addr) -> bool {
-        OWN.get_ptr(&Placed::new(PermitKey { slot, addr }).key).is_some()
+    fn is_own(&self, key: &PermitKey) -> bool {
+        OWN.get_ptr(&Placed::new(*key).key).is_some()
     }
 
     #[inline(always)]
-    fn is_listener(&self, key: &ListenerKey) -> bool {
-        LISTENERS.get_ptr(key).is_some()
+    fn listener(&self, key: &ListenerKey) -> Option<u64> {
+        // SAFETY: a single word, read once.
+        unsafe { LISTENERS.get(key) }.copied()
     }
 
     #[inline(always)]

@@ -2,18 +2,19 @@
 
 use crate::{
     context::{Room, LOOPBACK_IFINDEX, Packet, Socket},
-    maps::{self, CLIENTS, FLOWS, KernelTables, Placed, SANDBOXES, Tenant, now_ns, tenant},
+    flows,
+    maps::{self, CLIENTS, KernelTables, SANDBOXES, Tenant, tenant},
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use egress_common::{
     addr::Class,
     event::{ClientKey, Hook},
-    packet::{Flow, FlowKey, protocol},
-    permit::{Match, RuleRef},
+    packet::{Flow, protocol},
+    permit::{Match, PermitKey, RuleRef},
     question::{Asked, Mode, Path, Question},
     sandbox::flags,
-    verdict::{FlowState, Reason, Tables as _, Verdict, flow_idle_ns},
+    verdict::{Reason, Tables as _, Verdict},
 };
 
 const PASS: i32 = 1;
@@ -96,7 +97,7 @@ fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> Verd
     if !verdict.is_miss() && !(on_loopback && verdict.is(Reason::LoopbackClosed)) {
         return verdict;
     }
-    if !flow.opens_connection() && is_reply(tenant, flow) {
+    if !flow.opens_connection() && flows::goes_on(tenant, flow) {
         return Reason::Reply.into();
     }
     if on_loopback || !verdict.is_miss() {
@@ -107,22 +108,6 @@ fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> Verd
         return Reason::Established.into();
     }
     if translates(tenant, socket, flow) { Reason::Translated.into() } else { verdict }
-}
-
-#[inline(always)]
-pub(crate) fn is_reply(tenant: Tenant, flow: &Flow) -> bool {
-    let Some(state) = FLOWS.get_ptr(&Placed::new(FlowKey::outgoing(tenant.slot, flow)).key) else { return false };
-    // SAFETY: a map value; each field is a word, and a racing update writes the same nonce.
-    let state = unsafe { *state };
-    state.nonce == tenant.sandbox.nonce
-        && now_ns().wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol)
-        && stands(tenant, state.rule)
-}
-
-/// The rule is still in force.
-#[inline(always)]
-fn stands(tenant: Tenant, rule: RuleRef) -> bool {
-    matches!(KernelTables.matches(rule, tenant.slot, Asked::EXISTS), Match::Hit)
 }
 
 /// The socket was connected to this very destination while its permit lived, and the rule still stands.
@@ -136,7 +121,7 @@ fn outlives(tenant: Tenant, socket: Socket, flow: &Flow) -> bool {
         && kept.port == u32::from(flow.dst_port)
         && kept.port == u32::from(port)
         && kept.protocol == u32::from(flow.protocol)
-        && stands(tenant, kept.rule)
+        && flows::stands(tenant, kept.rule)
 }
 
 /// The host rewrote the destination on its way out (DNAT); the socket still holds what the application asked for. Only
@@ -150,7 +135,7 @@ fn translates(tenant: Tenant, socket: Socket, flow: &Flow) -> bool {
     let asked = peer.routed();
     if asked == flow.dst.routed()
         || KernelTables.class(asked) != Class::Global
-        || KernelTables.is_own(tenant.slot, asked)
+        || KernelTables.is_own(&PermitKey { slot: tenant.slot, addr: asked })
     {
         return false;
     }
@@ -166,13 +151,13 @@ pub(crate) fn admit(tenant: Tenant, flow: &Flow) -> Verdict {
     if tenant.sandbox.flags & flags::INBOUND == 0 {
         return verdict;
     }
-    let listed = KernelTables.network(tenant.slot, flow.src.routed()).map_or(RuleRef::NONE, |network| network.inbound);
+    let listed = KernelTables.network(&PermitKey { slot: tenant.slot, addr: flow.src.routed() }).map_or(RuleRef::NONE, |network| network.inbound);
     let asked = Asked::of(flow, Path::Wire).read_as(Mode::Inbound);
     if (opens || flow.protocol == protocol::UDP) && matches!(KernelTables.matches(listed, tenant.slot, asked), Match::Hit) {
-        remember_flow(tenant, flow, listed);
+        flows::open(tenant, flow, listed);
         verdict = Reason::Permitted.into();
     } else {
-        refresh_flow(tenant, flow);
+        flows::hear(tenant, flow);
     }
     verdict
 }
@@ -186,23 +171,7 @@ fn remember_loopback(tenant: Tenant, flow: &Flow) {
         && asked.has_port()
         && matches!(KernelTables.matches(rule, tenant.slot, asked), Match::Hit)
     {
-        remember_flow(tenant, flow, rule);
-    }
-}
-
-#[inline(always)]
-fn remember_flow(tenant: Tenant, flow: &Flow, rule: RuleRef) {
-    let state = FlowState { rule, nonce: tenant.sandbox.nonce, heard_ns: now_ns() };
-    // A full table forgets the oldest flow, whose replies are then denied: closed, not open.
-    let _full = FLOWS.insert(&Placed::new(FlowKey::incoming(tenant.slot, flow)).key, &state, 0);
-}
-
-/// Only packets from the remote side keep a flow alive.
-#[inline(always)]
-pub(crate) fn refresh_flow(tenant: Tenant, flow: &Flow) {
-    if let Some(state) = FLOWS.get_ptr_mut(&Placed::new(FlowKey::incoming(tenant.slot, flow)).key) {
-        // SAFETY: a map value, one word written.
-        unsafe { (*state).heard_ns = now_ns() };
+        flows::open(tenant, flow, rule);
     }
 }
 

@@ -132,7 +132,7 @@ fn redirect(tenant: Tenant, call: Call<'_>, addr: Addr) -> i32 {
 fn restore(call: Call<'_>) -> i32 {
     if let Some(tenant) = tenant()
         && u32::from(call.port()) == tenant.sandbox.listener_port
-        && matches!(call.addr(), Addr::LOOPBACK_V4 | Addr::LOOPBACK_V6)
+        && (call.addr() == Addr::LOOPBACK_V4 || call.addr() == Addr::LOOPBACK_V6)
         && let Some(origin) = call.origin()
     {
         call.set(origin.addr, origin.port_be);

@@ -2,11 +2,12 @@
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapError},
+    maps::{Map, MapData, MapError},
+    pin::PinError,
     programs::{Program, ProgramError},
 };
 use egress_common::{names, sandbox::Identity};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
@@ -43,6 +44,17 @@ pub enum LoadError {
         /// What differs.
         #[source]
         source: Box<MapError>,
+    },
+    /// A map could not be pinned.
+    #[error("cannot pin the BPF map {map} at {}; is the bpffs there full or read-only?", path.display())]
+    Pin {
+        /// Its name.
+        map: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PinError,
     },
 }
 
@@ -125,6 +137,13 @@ impl Programs {
         Ok(Self { ebpf })
     }
 
+    /// Pins a map under its own name.
+    pub(crate) fn pin_map(&self, name: &'static str, directory: &Path) -> Result<(), LoadError> {
+        let map = self.ebpf.map(name).ok_or(LoadError::MissingMap { map: name })?;
+        let path = directory.join(name);
+        map.pin(&path).map_err(|source| LoadError::Pin { map: name, path, source })
+    }
+
     /// Takes a map out, typed.
     pub(crate) fn map<T>(&mut self, name: &'static str) -> Result<T, LoadError>
     where
@@ -133,6 +152,16 @@ impl Programs {
         let map = self.ebpf.take_map(name).ok_or(LoadError::MissingMap { map: name })?;
         T::try_from(map).map_err(|source| LoadError::Map { map: name, source: Box::new(source) })
     }
+}
+
+/// Opens a map that was pinned, typed.
+pub(crate) fn open_pinned<T>(name: &'static str, path: &Path) -> Result<T, LoadError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let failed = |source| LoadError::Map { map: name, source: Box::new(source) };
+    let map = MapData::from_pin(path).and_then(Map::from_map_data).map_err(failed)?;
+    T::try_from(map).map_err(failed)
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
@@ -145,3 +174,8 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
+
+/// FNV-1a of the object, to tell builds apart.
+pub(crate) fn object_hash() -> u64 {
+    OBJECT.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

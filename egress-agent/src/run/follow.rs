@@ -1,0 +1,251 @@
+//! Following CMD to its end: signals, time limits, job control, exit status.
+
+use super::{
+    RunError,
+    child::{Status, status_of},
+    signals::{Arrival, Signals, must_forward},
+};
+use crate::cgroup::{Cgroup, poll_until};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill, raise},
+    unistd::{Pid, getpgrp, getsid},
+};
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+/// How long CMD has between SIGTERM and SIGKILL after `--timeout`, unless `--kill-after` says otherwise.
+pub const KILL_AFTER: Duration = Duration::from_secs(10);
+
+/// How long the kernel has to end killed processes.
+pub const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time limits of a command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// From the call of [`Child::wait`] to SIGTERM.
+    pub timeout: Option<Duration>,
+    /// From SIGTERM, forwarded or of `timeout`, to the end of the whole cgroup. `None` = [`KILL_AFTER`] after `timeout`,
+    /// never after a forwarded one.
+    pub kill_after: Option<Duration>,
+}
+
+/// How CMD ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// It exited, with this code.
+    Code(u8),
+    /// A signal, with this number, ended it.
+    Signal(u8),
+    /// It ran into [`Limits::timeout`], whatever it exited with then.
+    TimedOut,
+}
+
+impl Exit {
+    /// Exit code of `run`: CMD's own; 128+n for signal n; 124 for the timeout.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            // Signal numbers are below 65.
+            Self::Signal(signal) => 128 + signal,
+            Self::TimedOut => 124,
+        }
+    }
+}
+
+/// A started command. Dropped before its end was seen, it ends the whole cgroup.
+#[derive(Debug)]
+pub struct Child<'cgroup> {
+    pid: Pid,
+    pidfd: OwnedFd,
+    cgroup: &'cgroup Cgroup,
+    stopped: bool,
+    exit: Option<Exit>,
+}
+
+/// What becomes of CMD by the clock.
+#[derive(Default)]
+struct Clock {
+    term_at: Option<Instant>,
+    kill_at: Option<Instant>,
+    killed_at: Option<Instant>,
+    timed_out: bool,
+}
+
+impl<'cgroup> Child<'cgroup> {
+    pub(super) fn new(pid: Pid, pidfd: OwnedFd, cgroup: &'cgroup Cgroup) -> Self {
+        Self { pid, pidfd, cgroup, stopped: false, exit: None }
+    }
+
+    /// Process id of CMD.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw().cast_unsigned()
+    }
+
+    /// Follows CMD to its end: forwards signals, keeps time, and stops and continues with it under a shell's job control.
+    ///
+    /// # Errors
+    /// [`RunError::Cgroup`] when killed processes do not end within [`END_LIMIT`].
+    pub fn wait(&mut self, signals: &Signals, limits: Limits) -> Result<Exit, RunError> {
+        let mut clock = Clock { term_at: limits.timeout.map(|limit| Instant::now() + limit), ..Clock::default() };
+        loop {
+            self.reap()?;
+            if let Some(exit) = self.exit {
+                return Ok(if clock.timed_out { Exit::TimedOut } else { exit });
+            }
+            self.keep_time(&mut clock, limits)?;
+            let mut fds =
+                [PollFd::new(signals.fd(), PollFlags::POLLIN), PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, clock.next_deadline().map_or(PollTimeout::NONE, poll_until)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(RunError::syscall("poll")(errno)),
+            }
+            while let Some(arrival) = signals.read()? {
+                self.reap()?;
+                self.pass_on(arrival, signals.session_leader(), &mut clock, limits)?;
+            }
+        }
+    }
+
+    /// Ends what CMD left in the cgroup, and waits until nobody is there. Only then may its hooks be detached.
+    ///
+    /// # Errors
+    /// [`RunError::Cgroup`] with the processes that did not end within [`END_LIMIT`]. The cgroup must stay enforced then.
+    pub fn end(mut self) -> Result<(), RunError> {
+        self.end_cgroup()
+    }
+
+    fn end_cgroup(&mut self) -> Result<(), RunError> {
+        self.cgroup.kill()?;
+        self.cgroup.wait_unpopulated(END_LIMIT)?;
+        self.reap()
+    }
+
+    /// Takes up every change of state that the kernel has to tell.
+    fn reap(&mut self) -> Result<(), RunError> {
+        while self.exit.is_none() {
+            match status_of(self.pid).map_err(RunError::syscall("waitpid"))? {
+                None => break,
+                Some(Status::Exited(code)) => self.exit = Some(Exit::Code(code)),
+                Some(Status::Killed(signal)) => self.exit = Some(Exit::Signal(signal)),
+                Some(Status::Continued) => self.stopped = false,
+                Some(Status::Stopped) => {
+                    self.stopped = true;
+                    stop_with_it()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_on(
+        &self,
+        arrival: Arrival,
+        session_leader: bool,
+        clock: &mut Clock,
+        limits: Limits,
+    ) -> Result<(), RunError> {
+        // A shell continues the whole process group; only a CMD that is still stopped did not hear of it.
+        if arrival.signal == Signal::SIGCONT && !self.stopped {
+            return Ok(());
+        }
+        if self.exit.is_some() || !must_forward(arrival, session_leader, |sender| self.cgroup.holds(sender)) {
+            return Ok(());
+        }
+        self.send(arrival.signal)?;
+        if arrival.signal == Signal::SIGTERM && clock.kill_at.is_none() {
+            clock.kill_at = limits.kill_after.map(|limit| Instant::now() + limit);
+        }
+        Ok(())
+    }
+
+    fn keep_time(&self, clock: &mut Clock, limits: Limits) -> Result<(), RunError> {
+        let now = Instant::now();
+        if clock.term_at.is_some_and(|at| at <= now) {
+            clock.term_at = None;
+            clock.timed_out = true;
+            clock.kill_at = clock.kill_at.or(Some(now + limits.kill_after.unwrap_or(KILL_AFTER)));
+            self.send(Signal::SIGTERM)?;
+            // A stopped process takes no other signal.
+            self.send(Signal::SIGCONT)?;
+        }
+        if clock.kill_at.is_some_and(|at| at <= now) && clock.killed_at.is_none() {
+            clock.killed_at = Some(now);
+            self.cgroup.kill()?;
+        }
+        if clock.killed_at.is_some_and(|at| at + END_LIMIT <= now) {
+            // Names who is left.
+            self.cgroup.wait_unpopulated(Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// CMD is not reaped yet, so its number is still its own.
+    fn send(&self, signal: Signal) -> Result<(), RunError> {
+        kill(self.pid, signal).map_err(RunError::syscall("kill"))
+    }
+}
+
+impl Clock {
+    fn next_deadline(&self) -> Option<Instant> {
+        match (self.killed_at, self.kill_at, self.term_at) {
+            (Some(killed_at), ..) => Some(killed_at + END_LIMIT),
+            (None, Some(kill_at), Some(term_at)) => Some(kill_at.min(term_at)),
+            (None, kill_at, term_at) => kill_at.or(term_at),
+        }
+    }
+}
+
+impl Drop for Child<'_> {
+    fn drop(&mut self) {
+        if self.exit.is_none()
+            && let Err(error) = self.end_cgroup()
+        {
+            tracing::error!(%error, cgroup = %self.cgroup.path().display(), "command not ended");
+        }
+    }
+}
+
+/// Stops this process, so that the shell sees the job as stopped once CMD is. Without a shell that does job control nobody
+/// would continue it, so it only waits then.
+fn stop_with_it() -> Result<(), RunError> {
+    if under_job_control() { raise(Signal::SIGSTOP).map_err(RunError::syscall("raise")) } else { Ok(()) }
+}
+
+/// True where a shell with job control started this: there is a terminal, and the shell gave us a process group other than
+/// its own.
+fn under_job_control() -> bool {
+    let own_group = getsid(None).is_ok_and(|session| session != getpgrp());
+    own_group && File::open("/dev/tty").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_follow_the_contract() {
+        for code in 0..=255 {
+            assert_eq!(Exit::Code(code).code(), code);
+        }
+        for (signal, code) in [(2, 130), (9, 137), (11, 139), (15, 143), (34, 162)] {
+            assert_eq!(Exit::Signal(signal).code(), code);
+        }
+        assert_eq!(Exit::TimedOut.code(), 124);
+    }
+
+    #[test]
+    fn the_earliest_deadline_counts_until_the_kill() {
+        let now = Instant::now();
+        let (soon, late) = (now + Duration::from_secs(100), now + Duration::from_secs(1000));
+        assert_eq!(Clock::default().next_deadline(), None);
+        let both = Clock { term_at: Some(late), kill_at: Some(soon), ..Clock::default() };
+        assert_eq!(both.next_deadline(), Some(soon));
+        let killed = Clock { killed_at: Some(now), ..both };
+        assert_eq!(killed.next_deadline(), Some(now + END_LIMIT));
+    }
+}

@@ -1,0 +1,41 @@
+//! One sandbox: attach, update, events, detach. What the command line does, it does through here.
+
+mod attach;
+mod build;
+mod end;
+mod error;
+mod explain;
+mod level;
+mod live;
+mod names;
+pub mod needs;
+mod permits;
+mod record;
+mod reporter;
+mod status;
+
+pub use attach::{Builder, Directories};
+pub use build::{Build, build};
+pub use end::detach;
+pub use error::Error;
+pub use explain::{Explanation, explain};
+pub use level::{Level, Reached, UnknownLevel};
+pub use live::{Released, Sandbox};
+pub use status::{HookStatus, MapUse, Status, event_files, list};
+
+use crate::{
+    compile::{Facts, Limits, RuleIds, compile},
+    policy::Policy,
+};
+
+/// The slot of the one sandbox that an owner has in this build.
+pub(crate) const SLOT: u32 = 1;
+
+/// Compiles without touching the kernel.
+///
+/// # Errors
+/// A policy that cannot be enforced whole, by the figure that is exceeded.
+pub fn check(policy: &Policy) -> Result<(), Error> {
+    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(), Limits::default())?;
+    Ok(())
+}
