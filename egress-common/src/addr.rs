@@ -40,6 +40,19 @@ pub enum Class {
     Tunnel = 3,
 }
 
+impl Class {
+    /// From its number; [`Class::Tunnel`] for any beyond.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        match number {
+            0 => Self::Global,
+            1 => Self::Loopback,
+            2 => Self::Restricted,
+            _ => Self::Tunnel,
+        }
+    }
+}
+
 impl Addr {
     /// `::`, which no destination is after [`Addr::routed`].
     pub const UNSPECIFIED: Self = Self { high: 0, low: 0 };

@@ -4,7 +4,6 @@
 
 use crate::{
     addr::{Addr, Class},
-    destination::DNS_PORT,
     packet::protocol,
     permit::{Grant, Match, NEVER_NS, Network, Permit, PermitKey, RuleRef},
     question::{Asked, Mode, Path, Question},
@@ -246,34 +245,59 @@ pub trait Tables: Sized {
 /// Decides one destination for one sandbox. `slot` is the index at which `sandbox` was found.
 #[inline(always)]
 pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Tables) -> Verdict {
+    match route(question, tables) {
+        Route::Nowhere => Reason::Protocol.into(),
+        Route::Loopback(addr, asked) => judge_loopback(sandbox, &PermitKey { slot, addr }, asked, tables),
+        Route::Remote(addr, asked) => judge_remote(sandbox, &PermitKey { slot, addr }, asked, tables),
+    }
+}
+
+/// Where a destination leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// No protocol that could be judged.
+    Nowhere,
+    /// To a loopback address.
+    Loopback(Addr, Asked),
+    /// To any other, whose class the question now holds.
+    Remote(Addr, Asked),
+}
+
+/// The first step of [`decide`].
+#[inline(always)]
+pub fn route(question: Question, tables: &impl Tables) -> Route {
     let Question { dst, asked } = question;
     if !asked.is_known() {
-        return Reason::Protocol.into();
+        return Route::Nowhere;
     }
     let dst = dst.routed();
-    let class = tables.class(dst);
-    if let Class::Loopback = class {
-        return loopback(slot, sandbox, dst, asked, tables);
+    match tables.class(dst) {
+        Class::Loopback => Route::Loopback(dst, asked),
+        class => Route::Remote(dst, asked.of_class(class)),
     }
-    if asked.has_port() && asked.port() == DNS_PORT {
+}
+
+/// The second step of [`decide`] for [`Route::Remote`].
+#[inline(always)]
+pub fn judge_remote(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
+    if asked.is_dns() {
         return Reason::DnsBypass.into();
     }
     if asked.is_icmp() && (sandbox.flags & flags::ICMP_ECHO == 0 || !asked.is_echo()) {
         return Reason::Icmp.into();
     }
-    // Only what the policy names by address may open special ranges, and only that is meant where loopback routing leads.
-    let asked = asked.as_allow(!matches!(class, Class::Global) | asked.is_on(Path::Loopback));
-    let key = PermitKey { slot, addr: dst };
-    let permit = tables.judge_permit(&key, asked);
+    let class = asked.class();
+    let asked = asked.as_allow_here();
+    let permit = tables.judge_permit(key, asked);
     if !permit.is_miss() {
         return permit;
     }
-    let network = tables.judge_network(&key, asked);
+    let network = tables.judge_network(key, asked);
     if !network.is_miss() {
         return network;
     }
-    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(&key) {
-        return match tables.matches(sandbox.own, slot, asked.read_as(Mode::AllowStatic)) {
+    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(key) {
+        return match tables.matches(sandbox.own, key.slot, asked.read_as(Mode::AllowStatic)) {
             Match::Hit => Verdict::by(Reason::Own, sandbox.own, false),
             Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
         };
@@ -286,30 +310,28 @@ pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Ta
     }
 }
 
+/// The second step of [`decide`] for [`Route::Loopback`].
 #[inline(always)]
-fn loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+pub fn judge_loopback(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
     if asked.is_on(Path::Wire) {
         return Reason::LoopbackClosed.into();
     }
     if asked.has_port() {
         let port = u32::from(asked.port());
         if port == sandbox.listener_port && port != 0 {
-            let ours = dst == Addr::LOOPBACK_V4 || dst == Addr::LOOPBACK_V6;
+            let ours = key.addr == Addr::LOOPBACK_V4 || key.addr == Addr::LOOPBACK_V6;
             return if ours { Reason::Listener.into() } else { Reason::LoopbackClosed.into() };
         }
         // Resolvers of the host answer from outside the sandbox: asking them is a way out.
-        if port == u32::from(DNS_PORT) {
+        if asked.is_dns() {
             return Reason::DnsBypass.into();
         }
-        let key = ListenerKey { netns_cookie: sandbox.netns_cookie, port, reserved: 0 };
-        if tables.listener(&key).is_some() {
+        let listener = ListenerKey { netns_cookie: sandbox.netns_cookie, port, reserved: 0 };
+        if tables.listener(&listener).is_some() {
             return Reason::ForeignListener.into();
         }
     }
-    if sandbox.loopback.is_none() {
-        return Reason::LoopbackClosed.into();
-    }
-    match tables.matches(sandbox.loopback, slot, asked.read_as(Mode::AllowStatic)) {
+    match tables.matches(sandbox.loopback, key.slot, asked.read_as(Mode::AllowStatic)) {
         Match::Hit => Verdict::by(Reason::Loopback, sandbox.loopback, false),
         Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
     }

@@ -3,7 +3,7 @@
 use crate::{
     context::{Room, Packet},
     flows,
-    maps::{DEVICES, Placed, SANDBOXES, SOURCES, Tenant, tenant_of},
+    maps::{DEVICES, Placed, SANDBOXES, SOURCES, Tenant, narrow, tenant_of},
     packet::{admit, judge},
     report::{self, Subject},
 };
@@ -134,7 +134,7 @@ fn judge_flow(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow) -> u64 {
-    let slot = slot as u32;
+    let slot = narrow(slot);
     // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
     if let Some(flow) = unsafe { flow.as_ref() }
         && let Some(sandbox) = SANDBOXES.get(slot)

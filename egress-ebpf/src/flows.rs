@@ -2,7 +2,7 @@
 //!
 //! Each step is a global BPF function, verified once, whose key does not weigh on the stack of its callers.
 
-use crate::maps::{FLOWS, KernelTables, Placed, SANDBOXES, Tenant, now_ns};
+use crate::maps::{FLOWS, KernelTables, Placed, SANDBOXES, Tenant, narrow, now_ns};
 use egress_common::{
     packet::{Flow, FlowKey},
     permit::{Match, RuleRef},
@@ -43,7 +43,7 @@ pub(crate) fn stands(tenant: Tenant, rule: RuleRef) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_goes_on(slot: u64, flow: *const Flow) -> u64 {
-    let slot = slot as u32;
+    let slot = narrow(slot);
     // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(sandbox) = SANDBOXES.get(slot) else { return 0 };
@@ -59,7 +59,7 @@ extern "C" fn flow_goes_on(slot: u64, flow: *const Flow) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn record_flow(slot: u64, flow: *const Flow, index: u64, tag: u64, outgoing: u64) -> u64 {
-    let slot = slot as u32;
+    let slot = narrow(slot);
     // SAFETY: as above.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(sandbox) = SANDBOXES.get(slot) else { return 0 };
@@ -69,7 +69,7 @@ extern "C" fn record_flow(slot: u64, flow: *const Flow, index: u64, tag: u64, ou
         key = Placed::new(FlowKey::outgoing(slot, flow));
     }
     let now = now_ns();
-    let rule = RuleRef { index: index as u32, tag: tag as u32 };
+    let rule = RuleRef { index: narrow(index), tag: narrow(tag) };
     if outgoing && let Some(state) = FLOWS.get_ptr(&key.key) {
         // SAFETY: as above.
         let state = unsafe { &*state };
@@ -88,7 +88,7 @@ extern "C" fn record_flow(slot: u64, flow: *const Flow, index: u64, tag: u64, ou
 extern "C" fn hear_flow(slot: u64, flow: *const Flow) -> u64 {
     // SAFETY: as above.
     if let Some(flow) = unsafe { flow.as_ref() }
-        && let Some(state) = FLOWS.get_ptr_mut(&Placed::new(FlowKey::incoming(slot as u32, flow)).key)
+        && let Some(state) = FLOWS.get_ptr_mut(&Placed::new(FlowKey::incoming(narrow(slot), flow)).key)
     {
         // SAFETY: a map value, one word written.
         unsafe { (*state).heard_ns = now_ns() };

@@ -3,7 +3,7 @@
 use crate::{
     context::{Room, LOOPBACK_IFINDEX, Packet, Socket},
     flows,
-    maps::{self, CLIENTS, KernelTables, SANDBOXES, Tenant, tenant},
+    maps::{self, CLIENTS, KernelTables, SANDBOXES, Tenant, narrow, tenant},
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
@@ -80,7 +80,7 @@ pub(crate) fn judge(tenant: Tenant, flow: &Flow, path: Path) -> Verdict {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn excuse_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow, verdict: u64) -> u64 {
-    let slot = slot as u32;
+    let slot = narrow(slot);
     // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
     if let Some(flow) = unsafe { flow.as_ref() }
         && let Some(sandbox) = SANDBOXES.get(slot)
@@ -182,7 +182,7 @@ extern "C" fn remember_client_at(skb: *mut __sk_buff, slot: u64, port: u64, prot
     if let Some(socket) = Packet::from(skb).socket()
         && let Some(origin) = socket.origin()
     {
-        let key = ClientKey { slot: slot as u32, port: port as u16, protocol: protocol as u16 };
+        let key = ClientKey { slot: narrow(slot), port: port as u16, protocol: protocol as u16 };
         let _full = CLIENTS.insert(&key, &origin.client, 0);
     }
     0
