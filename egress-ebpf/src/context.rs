@@ -9,11 +9,11 @@ use aya_ebpf::{
 use egress_common::{
     addr::Addr,
     event::{Connected, Origin},
-    packet::{Bytes, Flow, parse},
+    packet::{Bytes, Flow, parse_into},
     verdict::{Reason, Verdict},
 };
 
-use crate::maps::{Aligned, CONNECTED, ORIGINS};
+use crate::maps::{Aligned, CONNECTED, ORIGINS, narrow};
 use core::mem::MaybeUninit;
 
 /// `ifindex` of `lo` in every network namespace (`net/core/dev.c`, LOOPBACK_IFINDEX).
@@ -51,12 +51,18 @@ impl From<*mut __sk_buff> for Packet {
 impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        // Not zeroed: that is a call of memset, which the verifier walks byte by byte.
-        let mut words = MaybeUninit::<Aligned<[u32; N]>>::uninit();
-        // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
-        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32) };
-        // SAFETY: zero means that all of it was written.
-        (failed == 0).then(|| unsafe { words.assume_init().0 })
+        self.load(offset)
+    }
+
+    #[inline(always)]
+    fn doubles<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        self.load(offset)
+    }
+
+    #[inline(always)]
+    fn zero(&self) -> u32 {
+        // SAFETY: a live context for the whole program run. The field holds 16 bits.
+        unsafe { (*self.skb).protocol >> 16 }
     }
 }
 
@@ -86,30 +92,38 @@ impl Room {
     }
 }
 
-/// [`parse`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain numbers.
+/// [`parse_into`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, flow: *mut Flow) -> u64 {
     let packet = Packet { skb };
-    match parse(&packet, offset as u32, packet.ethertype()) {
-        // SAFETY: not null, and the verifier checks that each caller gives a whole `Flow`.
-        Ok(read) if !flow.is_null() => unsafe {
-            flow.write(read);
-            Verdict::from(Reason::Permitted).0
-        },
-        Ok(_) => Verdict::from(Reason::Malformed).0,
-        Err(reason) => Verdict::from(reason).0,
-    }
+    // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return Verdict::from(Reason::Malformed).0 };
+    let reason = match parse_into(&packet, narrow(offset), packet.ethertype(), flow) {
+        Ok(()) => Reason::Permitted,
+        Err(reason) => reason,
+    };
+    Verdict::from(reason).0
 }
 
 impl Packet {
+    /// `T` is an array of numbers. Not zeroed first: that is a call of memset, which the verifier walks byte by byte.
+    #[inline(always)]
+    fn load<T: Copy>(self, offset: u32) -> Option<T> {
+        let mut to = MaybeUninit::<Aligned<T>>::uninit();
+        // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
+        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        // SAFETY: zero means that all of it was written.
+        (failed == 0).then(|| unsafe { to.assume_init().0 })
+    }
+
     /// The context, for a global function.
     #[inline(always)]
     pub(crate) fn skb(self) -> *mut __sk_buff {
         self.skb
     }
 
-    /// Reads the headers at `offset`; see [`parse`]. Allows where they could be read.
+    /// Reads the headers at `offset`; see [`parse_into`]. Allows where they could be read.
     #[inline(always)]
     pub(crate) fn read(self, offset: u32, flow: &mut Flow) -> Verdict {
         Verdict(parse_at(self.skb, u64::from(offset), flow))

@@ -260,9 +260,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
         match match_at(rule.index.into(), rule.tag.into(), slot.into(), asked.0) {
-            2 => Match::Hit,
+            0 => Match::Missing,
             1 => Match::OtherPort,
-            _ => Match::Missing,
+            2 => Match::Hit,
+            // SAFETY: the function gives a `Match` as its number.
+            _ => unsafe { core::hint::unreachable_unchecked() },
         }
     }
 

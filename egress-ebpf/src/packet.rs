@@ -8,7 +8,7 @@ use crate::{
 };
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use egress_common::{
-    addr::Class,
+    addr::{Addr, Class},
     event::{ClientKey, Hook},
     packet::{Flow, protocol},
     permit::{Match, PermitKey, RuleRef},
@@ -97,45 +97,52 @@ fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> Verd
     if !verdict.is_miss() && !(on_loopback && verdict.is(Reason::LoopbackClosed)) {
         return verdict;
     }
-    if !flow.opens_connection() && flows::goes_on(tenant, flow) {
+    let opens = flow.opens_connection();
+    if !opens && flows::goes_on(tenant, flow) {
         return Reason::Reply.into();
     }
-    if on_loopback || !verdict.is_miss() {
+    if on_loopback {
         return verdict;
     }
     let Some(socket) = packet.socket() else { return verdict };
-    if verdict.is_expired() && !flow.opens_connection() && outlives(tenant, socket, flow) {
+    let peer = socket.peer();
+    if verdict.is_expired() && !opens && outlives(tenant, socket, peer, flow) {
         return Reason::Established.into();
     }
-    if translates(tenant, socket, flow) { Reason::Translated.into() } else { verdict }
+    if translates(tenant, socket, peer, flow) { Reason::Translated.into() } else { verdict }
 }
 
 /// The socket was connected to this very destination while its permit lived, and the rule still stands.
 #[inline(always)]
-fn outlives(tenant: Tenant, socket: Socket, flow: &Flow) -> bool {
+fn outlives(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), flow: &Flow) -> bool {
     let Some(kept) = socket.connected() else { return false };
-    let (peer, port) = socket.peer();
-    kept.nonce == tenant.sandbox.nonce
-        && kept.addr == flow.dst.routed()
-        && kept.addr == peer.routed()
-        && kept.port == u32::from(flow.dst_port)
-        && kept.port == u32::from(port)
-        && kept.protocol == u32::from(flow.protocol)
-        && flows::stands(tenant, kept.rule)
+    // One comparison in the end: each would be a branch to walk.
+    let differs = kept.nonce ^ tenant.sandbox.nonce
+        | differ(kept.addr, flow.dst)
+        | differ(kept.addr, peer)
+        | u64::from(kept.port ^ u32::from(flow.dst_port))
+        | u64::from(kept.port ^ u32::from(port))
+        | u64::from(kept.protocol ^ u32::from(flow.protocol));
+    differs == 0 && flows::stands(tenant, kept.rule)
+}
+
+/// Zero where the addresses are the same.
+#[inline(always)]
+fn differ(one: Addr, other: Addr) -> u64 {
+    let ((a, b), (c, d)) = (one.pack(), other.pack());
+    (a ^ c) | (b ^ d)
 }
 
 /// The host rewrote the destination on its way out (DNAT); the socket still holds what the application asked for. Only
 /// where the namespace is the host's: in its own, the sandbox could write such rules itself.
 #[inline(always)]
-fn translates(tenant: Tenant, socket: Socket, flow: &Flow) -> bool {
+fn translates(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), flow: &Flow) -> bool {
     if tenant.sandbox.flags & flags::OWN_NETNS != 0 || socket.is_listening() {
         return false;
     }
-    let (peer, port) = socket.peer();
-    let asked = peer.routed();
-    if asked == flow.dst.routed()
-        || KernelTables.class(asked) != Class::Global
-        || KernelTables.is_own(&PermitKey { slot: tenant.slot, addr: asked })
+    if differ(peer, flow.dst) == 0
+        || KernelTables.class(peer) != Class::Global
+        || KernelTables.is_own(&PermitKey { slot: tenant.slot, addr: peer })
     {
         return false;
     }

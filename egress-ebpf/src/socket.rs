@@ -90,7 +90,7 @@ fn judge(hook: Hook, call: Call<'_>) -> i32 {
     if verdict.fleeting() && matches!(hook, Hook::Connect4 | Hook::Connect6) {
         call.keep_connected(Connected {
             nonce: tenant.sandbox.nonce,
-            addr: addr.routed(),
+            addr,
             rule: verdict.rule(),
             port: u32::from(port),
             protocol: u32::from(protocol),
