@@ -92,6 +92,21 @@ impl Asked {
         Self(word)
     }
 
+    /// The same question, asked elsewhere. `self` was asked by a [`Path::Socket`].
+    #[inline(always)]
+    pub const fn on(self, path: Path) -> Self {
+        Self(self.0 | (path as u64) << PATH_SHIFT)
+    }
+
+    /// The same question of another port, where it has one.
+    #[inline(always)]
+    pub const fn to_port(self, port: u16) -> Self {
+        if !self.has_port() {
+            return self;
+        }
+        Self(self.0 & !(PORT | 1 << NAME_SERVICE_SHIFT) | port as u64 | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT)
+    }
+
     /// The question that a packet asks.
     #[inline(always)]
     pub const fn of(flow: &Flow, path: Path) -> Self {

@@ -10,6 +10,7 @@ use egress_common::{
     addr::Addr,
     event::{Connected, Origin},
     packet::{Bytes, Flow, parse_into},
+    question::{Asked, Path, Question},
     verdict::{Reason, Verdict},
 };
 
@@ -66,8 +67,24 @@ impl Bytes for Packet {
     }
 }
 
+/// Headers of a packet, and what they ask.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Headers {
+    pub(crate) flow: Flow,
+    pub(crate) asked: u64,
+}
+
+impl Headers {
+    /// The question that the packet asks of its destination.
+    #[inline(always)]
+    pub(crate) fn question(&self) -> Question {
+        Question { dst: self.flow.dst, asked: Asked(self.asked) }
+    }
+}
+
 /// Room on the stack for the headers of a packet, which [`Packet::read`] fills.
-pub(crate) struct Room(MaybeUninit<Flow>);
+pub(crate) struct Room(MaybeUninit<Headers>);
 
 impl Room {
     #[inline(always)]
@@ -77,33 +94,36 @@ impl Room {
 
     /// [`Flow::NONE`], in place: the verifiers of older kernels want memory written before a global function may write it.
     #[inline(always)]
-    pub(crate) fn clear(&mut self) -> &mut Flow {
-        const { assert!(size_of::<Flow>() == 5 * size_of::<u64>() && align_of::<Flow>() == align_of::<u64>()) };
+    pub(crate) fn clear(&mut self) -> &mut Headers {
+        const { assert!(size_of::<Headers>() == 6 * size_of::<u64>() && align_of::<Headers>() == align_of::<u64>()) };
         let words = self.0.as_mut_ptr().cast::<u64>();
         let mut index = 0;
-        while index < 5 {
-            // SAFETY: within the flow, whose size was just checked. Volatile, or the compiler would call memset, which the
+        while index < 6 {
+            // SAFETY: within the headers, whose size was just checked. Volatile, or the compiler would call memset, which the
             // verifier walks byte by byte.
             unsafe { words.add(index).write_volatile(0) };
             index += 1;
         }
-        // SAFETY: zero is a flow.
+        // SAFETY: zeros are headers.
         unsafe { self.0.assume_init_mut() }
     }
 }
 
-/// [`parse_into`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain numbers.
+/// [`parse_into`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain
+/// numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, flow: *mut Flow) -> u64 {
+extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, headers: *mut Headers) -> u64 {
     let packet = Packet { skb };
-    // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
-    let Some(flow) = (unsafe { flow.as_mut() }) else { return Verdict::from(Reason::Malformed).0 };
-    let reason = match parse_into(&packet, narrow(offset), packet.ethertype(), flow) {
-        Ok(()) => Reason::Permitted,
-        Err(reason) => reason,
-    };
-    Verdict::from(reason).0
+    // SAFETY: null, or whole headers of the caller's, as the verifier checks.
+    let Some(headers) = (unsafe { headers.as_mut() }) else { return Verdict::from(Reason::Malformed).0 };
+    if let Err(reason) = parse_into(&packet, narrow(offset), packet.ethertype(), &mut headers.flow) {
+        return Verdict::from(reason).0;
+    }
+    // Only the cgroup hooks, whose packets begin with the network header, see the loopback device.
+    let path = if offset == 0 && packet.ifindex() == LOOPBACK_IFINDEX { Path::Loopback } else { Path::Wire };
+    headers.asked = Asked::of(&headers.flow, Path::Socket).on(path).0;
+    Verdict::from(Reason::Permitted).0
 }
 
 impl Packet {
@@ -125,8 +145,8 @@ impl Packet {
 
     /// Reads the headers at `offset`; see [`parse_into`]. Allows where they could be read.
     #[inline(always)]
-    pub(crate) fn read(self, offset: u32, flow: &mut Flow) -> Verdict {
-        Verdict(parse_at(self.skb, u64::from(offset), flow))
+    pub(crate) fn read(self, offset: u32, headers: &mut Headers) -> Verdict {
+        Verdict(parse_at(self.skb, u64::from(offset), headers))
     }
 
     /// EtherType, host order.

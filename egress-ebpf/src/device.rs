@@ -1,10 +1,10 @@
 //! TC on the host side of a sandbox's device: sees every frame that leaves its namespace, whoever made it.
 
 use crate::{
-    context::{Room, Packet},
+    context::{Headers, Packet, Room},
     flows,
-    maps::{DEVICES, Placed, SANDBOXES, SOURCES, Tenant, narrow, tenant_of},
-    packet::{admit, judge},
+    maps::{self, DEVICES, Placed, SANDBOXES, SOURCES, Tenant, narrow, tenant_of},
+    packet::admit,
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
@@ -14,7 +14,7 @@ use egress_common::{
     neighbour::{self, ETHERNET_LEN},
     packet::{Flow, ethertype, is_icmp_error},
     permit::PermitKey,
-    question::Path,
+    question::{Asked, Question},
     sandbox::flags,
     verdict::{Reason, Verdict},
 };
@@ -29,11 +29,12 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
-    let flow = room.clear();
-    let verdict = judge_frame(tenant, packet, flow);
+    let headers = room.clear();
+    let verdict = judge_frame(tenant, packet, headers);
     if verdict.allows() {
         return NEXT;
     }
+    let flow = &headers.flow;
     let subject = Subject {
         hook: Hook::Device,
         addr: flow.dst,
@@ -50,13 +51,13 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
-    let flow = room.clear();
-    if packet.read(ETHERNET_LEN, flow).allows() {
+    let headers = room.clear();
+    if packet.read(ETHERNET_LEN, headers).allows() {
         if tenant.sandbox.flags & flags::INBOUND == 0 {
-            flows::hear(tenant, flow);
+            flows::hear(tenant, &headers.flow);
         } else {
             // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
-            let _welcome = admit(tenant, flow);
+            let _welcome = admit(tenant, headers);
         }
     }
     NEXT
@@ -70,7 +71,7 @@ fn device_tenant(packet: Packet) -> Option<Tenant> {
 }
 
 #[inline(always)]
-fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
+fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers) -> Verdict {
     if packet.has_vlan() {
         return Reason::EtherType.into();
     }
@@ -83,10 +84,11 @@ fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
             Err(reason) => return reason.into(),
         }
     } else {
-        let read = packet.read(ETHERNET_LEN, flow);
+        let read = packet.read(ETHERNET_LEN, headers);
         if !read.allows() {
             return read;
         }
+        let flow = &headers.flow;
         if neighbour::is_discovery(flow) {
             match neighbour::discovery(&packet, flow, packet.len()) {
                 Ok(None) => return Reason::Neighbour.into(),
@@ -102,7 +104,7 @@ fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
     }
     match verdict {
         Some(reason) => reason.into(),
-        None => judge_flow(tenant, packet, flow),
+        None => judge_flow(tenant, packet, headers),
     }
 }
 
@@ -112,11 +114,12 @@ fn is_source(tenant: Tenant, addr: Addr) -> bool {
 }
 
 #[inline(always)]
-fn judge_flow(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
+fn judge_flow(tenant: Tenant, packet: Packet, headers: &Headers) -> Verdict {
+    let flow = &headers.flow;
     if is_icmp_error(flow) {
         return Verdict(quoted_at(packet.skb(), tenant.slot.into(), flow));
     }
-    let verdict = judge(tenant, flow, Path::Wire);
+    let verdict = maps::judge(tenant, headers.question());
     if verdict.allows() {
         if verdict.fleeting() && !flow.tail {
             flows::keep(tenant, flow, verdict.rule());
@@ -149,15 +152,15 @@ extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow) -> u6
 fn quotes_permitted(tenant: Tenant, packet: Packet, flow: &Flow) -> bool {
     let header = if flow.src.is_v4() { 20 } else { 40 };
     let mut room = Room::new();
-    let flow = room.clear();
-    if !packet.read(ETHERNET_LEN + header + 8, flow).allows() {
+    let headers = room.clear();
+    if !packet.read(ETHERNET_LEN + header + 8, headers).allows() {
         return false;
     }
     // As the sandbox would have answered it.
-    let inner = *flow;
-    let answer = Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..inner };
+    let inner = &headers.flow;
+    let answer = Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..*inner };
     if answer.dst != flow.dst || answer.tail || !is_source(tenant, answer.src) {
         return false;
     }
-    judge(tenant, &answer, Path::Wire).allows() || flows::goes_on(tenant, &answer)
+    maps::judge(tenant, Question { dst: answer.dst, asked: Asked(headers.asked).to_port(answer.dst_port) }).allows() || flows::goes_on(tenant, &answer)
 }

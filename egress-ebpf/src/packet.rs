@@ -1,7 +1,7 @@
 //! Packet hooks of the cgroup: the boundary. Every packet is judged by its own header; there is no verdict to remember.
 
 use crate::{
-    context::{Room, LOOPBACK_IFINDEX, Packet, Socket},
+    context::{Headers, Packet, Room, Socket},
     flows,
     maps::{self, CLIENTS, KernelTables, SANDBOXES, Tenant, narrow, tenant},
     report::{self, Subject},
@@ -26,18 +26,18 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = tenant() else { return DROP };
     let mut room = Room::new();
-    let flow = room.clear();
-    let mut verdict = packet.read(0, flow);
+    let headers = room.clear();
+    let mut verdict = packet.read(0, headers);
     if verdict.allows() {
-        verdict = judge(tenant, flow, path_of(packet));
+        verdict = maps::judge(tenant, headers.question());
         if verdict.is(Reason::Listener) {
-            remember_client_at(packet.skb(), tenant.slot.into(), flow.src_port.into(), flow.protocol.into());
+            remember_client_at(packet.skb(), tenant.slot.into(), headers.flow.src_port.into(), headers.flow.protocol.into());
         } else if !verdict.allows() {
-            verdict = Verdict(excuse_at(packet.skb(), tenant.slot.into(), flow, verdict.0));
+            verdict = Verdict(excuse_at(packet.skb(), tenant.slot.into(), headers, verdict.0));
         }
     }
     if !verdict.allows() {
-        return refuse(tenant, verdict, Hook::Egress, flow);
+        return refuse(tenant, verdict, Hook::Egress, &headers.flow);
     }
     report::passed(tenant.slot, packet.len());
     PASS
@@ -48,29 +48,18 @@ pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = tenant() else { return DROP };
     let mut room = Room::new();
-    let flow = room.clear();
+    let headers = room.clear();
     // What comes in cannot leak anything out; the protocols that we cannot read have no sockets here.
-    if !packet.read(0, flow).allows() {
+    if !packet.read(0, headers).allows() {
         return PASS;
     }
-    let verdict = if let Path::Loopback = path_of(packet) {
-        remember_loopback(tenant, flow);
-        Reason::Loopback.into()
-    } else {
-        admit(tenant, flow)
-    };
-    if verdict.allows() { PASS } else { refuse(tenant, verdict, Hook::Ingress, flow) }
-}
-
-#[inline(always)]
-fn path_of(packet: Packet) -> Path {
-    if packet.ifindex() == LOOPBACK_IFINDEX { Path::Loopback } else { Path::Wire }
-}
-
-/// The verdict on a packet by its own header.
-#[inline(always)]
-pub(crate) fn judge(tenant: Tenant, flow: &Flow, path: Path) -> Verdict {
-    maps::judge(tenant, Question { dst: flow.dst, asked: Asked::of(flow, path) })
+    let asked = Asked(headers.asked);
+    if asked.is_on(Path::Loopback) {
+        remember_loopback(tenant, headers);
+        return PASS;
+    }
+    let verdict = admit(tenant, headers);
+    if verdict.allows() { PASS } else { refuse(tenant, verdict, Hook::Ingress, &headers.flow) }
 }
 
 /// What can still speak for a packet that no rule names: a flow that a listed peer opened, a connection older than its
@@ -79,20 +68,21 @@ pub(crate) fn judge(tenant: Tenant, flow: &Flow, path: Path) -> Verdict {
 /// A global BPF function: apart from the hot path, it is verified apart too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn excuse_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow, verdict: u64) -> u64 {
+extern "C" fn excuse_at(skb: *mut __sk_buff, slot: u64, headers: *const Headers, verdict: u64) -> u64 {
     let slot = narrow(slot);
-    // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
-    if let Some(flow) = unsafe { flow.as_ref() }
+    // SAFETY: null, or whole headers of the caller's, as the verifier checks.
+    if let Some(headers) = unsafe { headers.as_ref() }
         && let Some(sandbox) = SANDBOXES.get(slot)
     {
-        return excuse(Tenant { slot, sandbox }, Packet::from(skb), flow, Verdict(verdict)).0;
+        return excuse(Tenant { slot, sandbox }, Packet::from(skb), headers, Verdict(verdict)).0;
     }
     verdict
 }
 
 #[inline(always)]
-fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> Verdict {
-    let on_loopback = packet.ifindex() == LOOPBACK_IFINDEX;
+fn excuse(tenant: Tenant, packet: Packet, headers: &Headers, verdict: Verdict) -> Verdict {
+    let flow = &headers.flow;
+    let on_loopback = Asked(headers.asked).is_on(Path::Loopback);
     // Off loopback a loopback address stays denied, whatever flow is on record for it there.
     if !verdict.is_miss() && !(on_loopback && verdict.is(Reason::LoopbackClosed)) {
         return verdict;
@@ -109,7 +99,7 @@ fn excuse(tenant: Tenant, packet: Packet, flow: &Flow, verdict: Verdict) -> Verd
     if verdict.is_expired() && !opens && outlives(tenant, socket, peer, flow) {
         return Reason::Established.into();
     }
-    if translates(tenant, socket, peer, flow) { Reason::Translated.into() } else { verdict }
+    if translates(tenant, socket, peer, headers) { Reason::Translated.into() } else { verdict }
 }
 
 /// The socket was connected to this very destination while its permit lived, and the rule still stands.
@@ -136,30 +126,31 @@ fn differ(one: Addr, other: Addr) -> u64 {
 /// The host rewrote the destination on its way out (DNAT); the socket still holds what the application asked for. Only
 /// where the namespace is the host's: in its own, the sandbox could write such rules itself.
 #[inline(always)]
-fn translates(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), flow: &Flow) -> bool {
+fn translates(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), headers: &Headers) -> bool {
     if tenant.sandbox.flags & flags::OWN_NETNS != 0 || socket.is_listening() {
         return false;
     }
-    if differ(peer, flow.dst) == 0
+    if differ(peer, headers.flow.dst) == 0
         || KernelTables.class(peer) != Class::Global
         || KernelTables.is_own(&PermitKey { slot: tenant.slot, addr: peer })
     {
         return false;
     }
-    let asked = Asked::of(&Flow { dst_port: port, ..*flow }, Path::Wire);
+    let asked = Asked(headers.asked).to_port(port);
     maps::judge(tenant, Question { dst: peer, asked }).is(Reason::Permitted)
 }
 
 /// Whether a packet off loopback may come in, and the memory of flows that listed peers opened.
 #[inline(always)]
-pub(crate) fn admit(tenant: Tenant, flow: &Flow) -> Verdict {
+pub(crate) fn admit(tenant: Tenant, headers: &Headers) -> Verdict {
+    let flow = &headers.flow;
     let opens = flow.opens_connection();
     let mut verdict = Verdict::from(if opens { Reason::Inbound } else { Reason::Permitted });
     if tenant.sandbox.flags & flags::INBOUND == 0 {
         return verdict;
     }
     let listed = KernelTables.network(&PermitKey { slot: tenant.slot, addr: flow.src.routed() }).map_or(RuleRef::NONE, |network| network.inbound);
-    let asked = Asked::of(flow, Path::Wire).read_as(Mode::Inbound);
+    let asked = Asked(headers.asked).read_as(Mode::Inbound);
     if (opens || flow.protocol == protocol::UDP) && matches!(KernelTables.matches(listed, tenant.slot, asked), Match::Hit) {
         flows::open(tenant, flow, listed);
         verdict = Reason::Permitted.into();
@@ -171,14 +162,14 @@ pub(crate) fn admit(tenant: Tenant, flow: &Flow) -> Verdict {
 
 /// With open loopback every reply passes anyway; with a list of ports the reply needs its flow on record.
 #[inline(always)]
-fn remember_loopback(tenant: Tenant, flow: &Flow) {
+fn remember_loopback(tenant: Tenant, headers: &Headers) {
     let rule = tenant.sandbox.loopback;
-    let asked = Asked::of(flow, Path::Loopback).read_as(Mode::AllowStatic);
+    let asked = Asked(headers.asked).read_as(Mode::AllowStatic);
     if tenant.sandbox.flags & flags::LOOPBACK_PORTS != 0
         && asked.has_port()
         && matches!(KernelTables.matches(rule, tenant.slot, asked), Match::Hit)
     {
-        flows::open(tenant, flow, rule);
+        flows::open(tenant, &headers.flow, rule);
     }
 }
 
