@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Addr,
-    destination::PortRange,
+    destination::{PortRange, Protocols},
     question::{Asked, Mode},
 };
 use bytemuck::{Pod, Zeroable};
@@ -98,6 +98,15 @@ pub fn match_rule(rule: Option<&Rule>, tag: u32, slot: u32, asked: Asked) -> Mat
 }
 
 impl Rule {
+    /// A free entry.
+    pub const EMPTY: Self = Self {
+        tag: 0,
+        slot: 0,
+        flags: 0,
+        len: 0,
+        ranges: [PortRange { first: 0, last: 0, protocols: Protocols::NONE }; RANGES],
+    };
+
     /// True where the rule speaks of every port of both protocols.
     pub fn is_every_port(&self) -> bool {
         // Compilation gives a rule of every port that one range alone.
