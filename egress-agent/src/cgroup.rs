@@ -17,6 +17,7 @@ use nix::{
 };
 use refuse::io;
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File},
     io::{Read, Write},
@@ -223,6 +224,19 @@ impl Cgroup {
             }
         }
         Ok(pids)
+    }
+
+    /// Ids of this cgroup and of those below it.
+    pub fn ids(&self) -> Result<BTreeSet<u64>, CgroupError> {
+        let mut ids = BTreeSet::new();
+        for directory in self.tree()? {
+            match fs::metadata(&directory) {
+                Ok(metadata) => drop(ids.insert(metadata.ino())),
+                Err(error) if vanished(&error) => {}
+                Err(error) => return Err(io(&directory, "stat")(error)),
+            }
+        }
+        Ok(ids)
     }
 
     /// Removes this cgroup and those below it; done as well when it is already gone.

@@ -5,7 +5,7 @@
 
 pub mod cgroup;
 pub mod compile;
-mod datapath;
+pub mod datapath;
 pub mod dns;
 pub mod observe;
 pub mod policy;

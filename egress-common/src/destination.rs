@@ -36,7 +36,9 @@ impl Protocols {
             _ => Self::NONE,
         }
     }
+}
 
+impl Protocols {
     /// True where every protocol of `other` is in `self` and `other` is not empty.
     #[inline(always)]
     pub const fn contains(self, other: Self) -> bool {
@@ -65,30 +67,47 @@ impl PortRange {
     /// True where an *allow* with this range opens the port: see [`is_name_service`].
     #[inline(always)]
     pub const fn opens(self, protocol: Protocols, port: u16) -> bool {
-        self.covers(protocol, port) && (self.first == self.last || !is_name_service(port))
+        self.hit(protocol, port as u32, if is_name_service(port) { 0 } else { u16::MAX as u32 })
     }
 
-    /// True where the port lies in the range: how a *deny* reads it.
+    /// True where the range covers the port for one of the protocols and spans no more than `widest` above its first port.
     #[inline(always)]
-    pub const fn covers(self, protocol: Protocols, port: u16) -> bool {
-        self.first <= port && port <= self.last && self.protocols.contains(protocol)
+    pub const fn hit(self, protocol: Protocols, port: u32, widest: u32) -> bool {
+        let first = self.first as u32;
+        // Below `first` the differences wrap around to more than any width.
+        let span = (self.last as u32).wrapping_sub(first);
+        span <= widest && port.wrapping_sub(first) <= span && self.protocols.0 & protocol.0 != 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn opens(range: PortRange, protocol: Protocols, port: u16) -> bool {
+        range.hit(protocol, port.into(), if is_name_service(port) { 0 } else { u32::from(u16::MAX) })
+    }
 
     #[test]
     fn ranges_leave_name_services_out_unless_named() {
-        assert!(PortRange::ALL.opens(Protocols::TCP, 443));
+        assert!(opens(PortRange::ALL, Protocols::TCP, 443));
         for port in [137, 853, 5353, 5355] {
-            assert!(!PortRange::ALL.opens(Protocols::UDP, port));
-            assert!(PortRange::ALL.covers(Protocols::UDP, port));
+            assert!(!opens(PortRange::ALL, Protocols::UDP, port));
+            assert!(PortRange::ALL.hit(Protocols::UDP, port.into(), u16::MAX.into()));
             let named = PortRange { first: port, last: port, protocols: Protocols::UDP };
-            assert!(named.opens(Protocols::UDP, port));
-            assert!(!named.opens(Protocols::TCP, port));
+            assert!(opens(named, Protocols::UDP, port));
+            assert!(!opens(named, Protocols::TCP, port));
         }
-        assert!(!PortRange::ALL.opens(Protocols::NONE, 443));
+        assert!(!opens(PortRange::ALL, Protocols::NONE, 443));
+    }
+
+    proptest! {
+        #[test]
+        fn a_hit_is_what_the_comparison_says(first: u16, last: u16, port: u16, set in 0_u32..4, one in 0_u32..3, wide: bool) {
+            let range = PortRange { first, last, protocols: Protocols(set) };
+            let plain = first <= port && port <= last && set & one != 0 && (wide || first == last);
+            prop_assert_eq!(range.hit(Protocols(one), port.into(), if wide { 0xffff } else { 0 }), plain);
+        }
     }
 }

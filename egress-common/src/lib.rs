@@ -12,8 +12,10 @@ pub mod addr;
 pub mod destination;
 pub mod event;
 pub mod names;
+pub mod neighbour;
 pub mod packet;
 pub mod permit;
+pub mod question;
 pub mod sandbox;
 pub mod verdict;
 

@@ -3,6 +3,7 @@
 use crate::{
     addr::Addr,
     destination::{PortRange, Protocols},
+    question::{Asked, Mode},
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -10,6 +11,8 @@ use bytemuck::{Pod, Zeroable};
 pub const GRANTS: usize = 4;
 /// Port ranges that one compiled rule can hold.
 pub const RANGES: usize = 16;
+/// Ranges that are looked at in one go.
+pub const RANGES_AT_ONCE: usize = 4;
 /// An expiry that never comes: addresses that the policy itself names.
 pub const NEVER_NS: u64 = u64::MAX;
 
@@ -57,44 +60,87 @@ pub struct Rule {
     pub flags: u32,
     /// How many of `ranges` count.
     pub len: u32,
-    /// Union of these is what the rule speaks of.
+    /// Union of these is what the rule speaks of; all zero (no protocol, so no hit) from `len` on.
     pub ranges: [PortRange; RANGES],
 }
 
-impl Rule {
-    /// True where the rule, read as an allow, opens the port.
-    #[inline(always)]
-    pub fn opens(&self, protocol: Protocols, port: u16) -> bool {
-        self.any(|range| range.opens(protocol, port))
-    }
+/// What a rule says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Match {
+    /// The rule is gone, or is of another kind.
+    Missing = 0,
+    /// The rule stands, but not for this port or protocol.
+    OtherPort = 1,
+    /// It opens, or closes, what was asked.
+    Hit = 2,
+}
 
-    /// True where the rule, read as a deny, closes the port.
-    #[inline(always)]
-    pub fn closes(&self, protocol: Protocols, port: u16) -> bool {
-        self.any(|range| range.covers(protocol, port))
-    }
+/// Asks a rule, which must still bear the tag and belong to the slot.
+#[inline(always)]
+pub fn match_rule(rule: Option<&Rule>, tag: u32, slot: u32, asked: Asked) -> Match {
+    match_rule_by(rule, tag, slot, asked, |rule, start| rule.covers_at(start, asked))
+}
 
-    /// True where the rule denies every port, and with it the protocols that have none.
-    #[inline(always)]
-    pub fn closes_all(&self) -> bool {
-        self.any(|range| *range == PortRange::ALL)
+/// [`match_rule`], with the look at the ranges from `start` left to the caller: the kernel verifies it once for all.
+#[inline(always)]
+pub fn match_rule_by(
+    rule: Option<&Rule>,
+    tag: u32,
+    slot: u32,
+    asked: Asked,
+    covers_at: impl Fn(&Rule, usize) -> bool,
+) -> Match {
+    let Some(rule) = rule else { return Match::Missing };
+    if rule.tag != tag || tag == 0 || rule.slot != slot {
+        return Match::Missing;
     }
-
-    #[inline(always)]
-    fn any(&self, test: impl Fn(&PortRange) -> bool) -> bool {
-        let mut index = 0;
-        while index < RANGES {
-            if index >= self.len as usize {
-                return false;
-            }
-            if let Some(range) = self.ranges.get(index)
-                && test(range)
-            {
-                return true;
-            }
-            index += 1;
+    if asked.mode() == Mode::Exists as u32 {
+        return Match::Hit;
+    }
+    if rule.flags & asked.flag_mask() != asked.flag_value() {
+        return Match::Missing;
+    }
+    if !asked.has_port() {
+        // A deny of some ports leaves the address itself open; an allow of any port opens it.
+        let hit = asked.mode() != Mode::Deny as u32 || rule.is_every_port();
+        return if hit { Match::Hit } else { Match::OtherPort };
+    }
+    let mut start = 0;
+    while start < RANGES {
+        if rule.len as usize <= start {
+            return Match::OtherPort;
         }
-        false
+        if covers_at(rule, start) {
+            return Match::Hit;
+        }
+        start += RANGES_AT_ONCE;
+    }
+    Match::OtherPort
+}
+
+impl Rule {
+    /// A free entry.
+    pub const EMPTY: Self = Self {
+        tag: 0,
+        slot: 0,
+        flags: 0,
+        len: 0,
+        ranges: [PortRange { first: 0, last: 0, protocols: Protocols::NONE }; RANGES],
+    };
+
+    /// True where the rule speaks of every port of both protocols.
+    pub fn is_every_port(&self) -> bool {
+        // Compilation gives a rule of every port that one range alone.
+        self.ranges[0] == PortRange::ALL
+    }
+
+    /// True where one of the [`RANGES_AT_ONCE`] ranges from `start` holds what is asked.
+    #[inline(always)]
+    pub fn covers_at(&self, start: usize, asked: Asked) -> bool {
+        let (protocol, port, widest) = (asked.protocol(), u32::from(asked.port()), asked.widest());
+        let Some(ranges) = self.ranges.get(start..start + RANGES_AT_ONCE) else { return false };
+        ranges.iter().any(|range| range.hit(protocol, port, widest))
     }
 }
 

@@ -48,4 +48,8 @@ pub mod flags {
     pub const OWN_NETNS: u32 = 1 << 2;
     /// Raw sockets may be made (CAP_NET_RAW was kept and a device judges what they send).
     pub const RAW_SOCKETS: u32 = 1 << 3;
+    /// Some peer may open connections to the sandbox.
+    pub const INBOUND: u32 = 1 << 4;
+    /// Loopback is open on some ports only, so that replies from them need their flow on record.
+    pub const LOOPBACK_PORTS: u32 = 1 << 5;
 }

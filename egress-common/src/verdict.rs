@@ -4,9 +4,10 @@
 
 use crate::{
     addr::{Addr, Class},
-    destination::{DNS_PORT, Protocols},
+    destination::DNS_PORT,
     packet::protocol,
-    permit::{Network, Permit, PermitKey, Rule, RuleRef, rule_flags},
+    permit::{Grant, Match, NEVER_NS, Network, Permit, RuleRef},
+    question::{Asked, Mode, Path, Question},
     sandbox::{Sandbox, flags},
 };
 use bytemuck::{Pod, Zeroable};
@@ -34,20 +35,22 @@ pub enum Reason {
 
     /// No live identity: nothing was written yet, or the sandbox is gone.
     NoSandbox = 16,
-    /// No rule names the address.
-    NotPermitted = 17,
-    /// A rule names the address, but not this port or protocol.
-    PortNotPermitted = 18,
-    /// The permit learned from DNS ran out.
-    Expired = 19,
     /// A deny line of the policy.
-    DeniedByRule = 20,
+    DeniedByRule = 17,
     /// A range that no learned name opens: link-local, metadata, multicast, broadcast, reserved.
-    Restricted = 21,
+    Restricted = 18,
     /// An IPv6 address that hides an IPv4 address.
-    Tunnel = 22,
+    Tunnel = 19,
+    /// No rule names the address.
+    NotPermitted = 20,
+    /// A rule names the address, but not this port or protocol.
+    PortNotPermitted = 21,
+    /// The permit learned from DNS ran out.
+    Expired = 22,
+    /// The permit of one rule ran out, and another rule names the address for other ports.
+    ExpiredElsewhere = 23,
     /// Port 53, past the agent.
-    DnsBypass = 23,
+    DnsBypass = 37,
     /// Another sandbox's DNS listener.
     ForeignListener = 24,
     /// Loopback or own address that the policy does not open, or a loopback address off loopback.
@@ -76,8 +79,8 @@ pub enum Reason {
     ListenerPort = 36,
 }
 
-/// How many reason numbers the counters keep room for.
-pub const REASONS: usize = 40;
+/// How many reason numbers the counters keep room for; a power of two, so that a mask bounds any number.
+pub const REASONS: usize = 64;
 
 impl Reason {
     /// True for the reasons to let pass.
@@ -89,71 +92,79 @@ impl Reason {
     /// True where nothing spoke for the destination, as opposed to something that spoke against it.
     #[inline(always)]
     pub const fn is_miss(self) -> bool {
-        matches!(self, Self::NotPermitted | Self::PortNotPermitted | Self::Expired)
+        matches!(self, Self::NotPermitted | Self::PortNotPermitted | Self::Expired | Self::ExpiredElsewhere)
     }
 }
 
-/// What was decided.
+/// A verdict in one number, which a BPF function can return: [`Reason`] in bits 0-7, fleeting in bit 8, the rule's index
+/// in bits 16-31, its tag in bits 32-63.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Verdict {
-    /// Allow or deny, and why.
-    pub reason: Reason,
-    /// The rule behind it; [`RuleRef::NONE`] where there is none.
-    pub rule: RuleRef,
-    /// The allow rests on a permit that will expire.
-    pub fleeting: bool,
-}
-
-impl Verdict {
-    #[inline(always)]
-    const fn plain(reason: Reason) -> Self {
-        Self { reason, rule: RuleRef::NONE, fleeting: false }
-    }
-
-    #[inline(always)]
-    const fn by(reason: Reason, rule: RuleRef) -> Self {
-        Self { reason, rule, fleeting: false }
-    }
-
-    /// True where it may pass.
-    #[inline(always)]
-    pub const fn allows(&self) -> bool {
-        self.reason.allows()
-    }
-}
+#[repr(transparent)]
+pub struct Verdict(pub u64);
 
 impl From<Reason> for Verdict {
     #[inline(always)]
     fn from(reason: Reason) -> Self {
-        Self::plain(reason)
+        Self(reason as u64)
     }
 }
 
-/// Where the question is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Path {
-    /// A socket call: the route is not known yet.
-    Socket,
-    /// A packet on the loopback device.
-    Loopback,
-    /// A packet on any other device, or on the sandbox's own device.
-    Wire,
-}
+impl Verdict {
+    /// A verdict that rests on a rule; `fleeting` where the permit behind it will expire.
+    #[inline(always)]
+    pub const fn by(reason: Reason, rule: RuleRef, fleeting: bool) -> Self {
+        let rule = (rule.tag as u64) << 32 | (rule.index as u64 & 0xffff) << 16;
+        Self(rule | (fleeting as u64) << 8 | reason as u64)
+    }
 
-/// A destination to judge.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Question {
-    /// Destination address as written.
-    pub dst: Addr,
-    /// Destination port, host order. `None` where there is none to see: fragments other than the first.
-    pub port: Option<u16>,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// ICMP type where the protocol is ICMP.
-    pub icmp_type: u8,
-    /// Where it is asked.
-    pub path: Path,
+    /// True for this very reason.
+    #[inline(always)]
+    pub const fn is(self, reason: Reason) -> bool {
+        self.reason_number() == reason as u8
+    }
+
+    /// The reason's number.
+    #[inline(always)]
+    pub const fn reason_number(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// True where it may pass.
+    #[inline(always)]
+    pub const fn allows(self) -> bool {
+        self.reason_number() < Reason::NoSandbox as u8
+    }
+
+    /// True where nothing spoke for the destination.
+    #[inline(always)]
+    pub const fn is_miss(self) -> bool {
+        self.reason_number() & !3 == Reason::NotPermitted as u8
+    }
+
+    /// What two misses say together: they are numbered so that it is the or of both (tested).
+    #[inline(always)]
+    pub const fn or_miss(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// True where a permit that ran out spoke for the destination.
+    #[inline(always)]
+    pub const fn is_expired(self) -> bool {
+        self.reason_number() & !1 == Reason::Expired as u8
+    }
+
+    /// The rule behind it.
+    #[inline(always)]
+    pub const fn rule(self) -> RuleRef {
+        RuleRef { index: (self.0 >> 16 & 0xffff) as u32, tag: (self.0 >> 32) as u32 }
+    }
+
+    /// The allow rests on a permit that will expire.
+    #[inline(always)]
+    pub const fn fleeting(self) -> bool {
+        self.0 >> 8 & 1 == 1
+    }
 }
 
 /// Key of the host-wide listener map: a port of a network namespace.
@@ -182,116 +193,105 @@ pub struct FlowState {
 
 crate::abi!(ListenerKey = 16, FlowState = 24);
 
-/// What the verdict looks up: BPF maps in the kernel, collections in tests.
-pub trait Tables {
-    /// The permit of one address.
-    fn permit(&self, key: &PermitKey) -> Option<&Permit>;
-    /// The longest network that covers the address.
-    fn network(&self, key: &PermitKey) -> Option<&Network>;
-    /// The rule behind a reference, if it is still that rule.
-    fn rule(&self, rule: RuleRef) -> Option<&Rule>;
-    /// True for an address of the sandbox's own.
-    fn is_own(&self, key: &PermitKey) -> bool;
-    /// Nonce of the sandbox whose DNS listener stands on this port.
-    fn listener(&self, key: &ListenerKey) -> Option<u64>;
-    /// Coarse monotonic clock.
-    fn now_ns(&self) -> u64;
+/// How long a recorded flow lives without a word from the remote side: TCP as long as a stock keepalive waits twice,
+/// others as long as connection tracking keeps an assured UDP stream (`net/netfilter/nf_conntrack_proto_udp.c`, 120 s).
+#[inline(always)]
+pub const fn flow_idle_ns(ip_protocol: u8) -> u64 {
+    const SECOND_NS: u64 = 1_000_000_000;
+    if ip_protocol == protocol::TCP { 4 * 3600 * SECOND_NS } else { 120 * SECOND_NS }
 }
 
-const ECHO_REQUEST_V4: u8 = 8;
-const ECHO_REQUEST_V6: u8 = 128;
+/// What the verdict looks up: BPF maps in the kernel, collections in tests.
+///
+/// The provided methods are the definition; the kernel runs the same code behind calls that are verified one by one.
+pub trait Tables: Sized {
+    /// The permit of one address.
+    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit>;
+    /// The longest network that covers the address.
+    fn network(&self, slot: u32, addr: Addr) -> Option<&Network>;
+    /// Asks the rule behind a reference; [`crate::permit::match_rule`] is the answer's definition.
+    fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match;
+    /// True for an address of the sandbox's own.
+    fn is_own(&self, slot: u32, addr: Addr) -> bool;
+    /// True where some sandbox's DNS listener stands on this port.
+    fn is_listener(&self, key: &ListenerKey) -> bool;
+    /// Coarse monotonic clock.
+    fn now_ns(&self) -> u64;
+
+    /// [`Addr::class`].
+    #[inline(always)]
+    fn class(&self, addr: Addr) -> Class {
+        addr.class()
+    }
+
+    /// [`judge_permit`].
+    #[inline(always)]
+    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        judge_permit(slot, addr, asked, self)
+    }
+
+    /// [`judge_grant`].
+    #[inline(always)]
+    fn judge_grant(&self, slot: u32, grant: Grant, asked: Asked) -> Verdict {
+        judge_grant(slot, grant, asked, self)
+    }
+
+    /// [`judge_network`].
+    #[inline(always)]
+    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        judge_network(slot, addr, asked, self)
+    }
+}
 
 /// Decides one destination for one sandbox. `slot` is the index at which `sandbox` was found.
 #[inline(always)]
-pub fn decide(slot: u32, sandbox: &Sandbox, question: &Question, tables: &impl Tables) -> Verdict {
-    let transport = Protocols::of(question.protocol);
-    let is_icmp = matches!(question.protocol, protocol::ICMP | protocol::ICMPV6);
-    if transport == Protocols::NONE && !is_icmp {
+pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Tables) -> Verdict {
+    let Question { dst, asked } = question;
+    if !asked.is_known() {
         return Reason::Protocol.into();
     }
-    let want = Want { transport, port: if is_icmp { None } else { question.port }, slot };
-    let dst = question.dst.routed();
-    let class = dst.class();
-    let on_wire = matches!(question.path, Path::Wire);
+    let dst = dst.routed();
+    let class = tables.class(dst);
     if let Class::Loopback = class {
-        if on_wire {
-            return Reason::LoopbackClosed.into();
-        }
-        return loopback(sandbox, dst, want, tables);
+        return loopback(slot, sandbox, dst, asked, tables);
     }
-    if want.port == Some(DNS_PORT) {
+    if asked.has_port() && asked.port() == DNS_PORT {
         return Reason::DnsBypass.into();
     }
-    if is_icmp {
-        let echo = matches!(question.icmp_type, ECHO_REQUEST_V4 | ECHO_REQUEST_V6);
-        if sandbox.flags & flags::ICMP_ECHO == 0 || !echo {
-            return Reason::Icmp.into();
-        }
+    if asked.is_icmp() && (sandbox.flags & flags::ICMP_ECHO == 0 || !asked.is_echo()) {
+        return Reason::Icmp.into();
     }
-    let key = PermitKey { slot, addr: dst };
     // Only what the policy names by address may open special ranges, and only that is meant where loopback routing leads.
-    let static_only = !matches!(class, Class::Global) || matches!(question.path, Path::Loopback);
-    let mut miss = match class {
-        Class::Restricted => Reason::Restricted,
-        Class::Tunnel => Reason::Tunnel,
-        Class::Loopback | Class::Global => Reason::NotPermitted,
-    };
-    if let Some(permit) = tables.permit(&key) {
-        if let Some(verdict) = denied(permit.deny, want, tables) {
-            return verdict;
-        }
-        let mut index = 0;
-        while index < permit.grants.len() {
-            let grant = permit.grants[index];
-            index += 1;
-            if grant.rule.is_none() {
-                continue;
-            }
-            let lasting = grant.expires_ns == crate::permit::NEVER_NS;
-            if !lasting && grant.expires_ns <= tables.now_ns() {
-                if let Reason::NotPermitted = miss {
-                    miss = Reason::Expired;
-                }
-                continue;
-            }
-            match opened(grant.rule, want, static_only, tables) {
-                Opened::Yes => return Verdict { reason: Reason::Permitted, rule: grant.rule, fleeting: !lasting },
-                Opened::OtherPort => miss = Reason::PortNotPermitted,
-                Opened::No => {}
-            }
-        }
+    let asked = asked.as_allow(!matches!(class, Class::Global) | asked.is_on(Path::Loopback));
+    let permit = tables.judge_permit(slot, dst, asked);
+    if !permit.is_miss() {
+        return permit;
     }
-    if let Some(network) = tables.network(&key) {
-        if let Some(verdict) = denied(network.deny, want, tables) {
-            return verdict;
-        }
-        match opened(network.allow, want, static_only, tables) {
-            Opened::Yes => return Verdict::by(Reason::Permitted, network.allow),
-            Opened::OtherPort => miss = Reason::PortNotPermitted,
-            Opened::No => {}
-        }
+    let network = tables.judge_network(slot, dst, asked);
+    if !network.is_miss() {
+        return network;
     }
-    if !on_wire && !sandbox.own.is_none() && tables.is_own(&key) {
-        if let Opened::Yes = opened(sandbox.own, want, true, tables) {
-            return Verdict::by(Reason::Own, sandbox.own);
-        }
-        return Reason::LoopbackClosed.into();
+    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(slot, dst) {
+        return match tables.matches(sandbox.own, slot, asked.read_as(Mode::AllowStatic)) {
+            Match::Hit => Verdict::by(Reason::Own, sandbox.own, false),
+            Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
+        };
     }
-    miss.into()
-}
-
-/// What is asked of a rule.
-#[derive(Clone, Copy)]
-struct Want {
-    transport: Protocols,
-    port: Option<u16>,
-    slot: u32,
+    match class {
+        Class::Restricted => Reason::Restricted.into(),
+        Class::Tunnel => Reason::Tunnel.into(),
+        // Of both: an expired permit stays one where a network names the address for other ports.
+        Class::Loopback | Class::Global => permit.or_miss(network),
+    }
 }
 
 #[inline(always)]
-fn loopback(sandbox: &Sandbox, dst: Addr, want: Want, tables: &impl Tables) -> Verdict {
-    if let Some(port) = want.port {
-        let port = u32::from(port);
+fn loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+    if asked.is_on(Path::Wire) {
+        return Reason::LoopbackClosed.into();
+    }
+    if asked.has_port() {
+        let port = u32::from(asked.port());
         if port == sandbox.listener_port && port != 0 {
             let ours = dst == Addr::LOOPBACK_V4 || dst == Addr::LOOPBACK_V6;
             return if ours { Reason::Listener.into() } else { Reason::LoopbackClosed.into() };
@@ -301,54 +301,75 @@ fn loopback(sandbox: &Sandbox, dst: Addr, want: Want, tables: &impl Tables) -> V
             return Reason::DnsBypass.into();
         }
         let key = ListenerKey { netns_cookie: sandbox.netns_cookie, port, reserved: 0 };
-        if tables.listener(&key).is_some() {
+        if tables.is_listener(&key) {
             return Reason::ForeignListener.into();
         }
     }
-    match opened(sandbox.loopback, want, true, tables) {
-        Opened::Yes => Verdict::by(Reason::Loopback, sandbox.loopback),
-        Opened::OtherPort | Opened::No => Reason::LoopbackClosed.into(),
+    if sandbox.loopback.is_none() {
+        return Reason::LoopbackClosed.into();
+    }
+    match tables.matches(sandbox.loopback, slot, asked.read_as(Mode::AllowStatic)) {
+        Match::Hit => Verdict::by(Reason::Loopback, sandbox.loopback, false),
+        Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
     }
 }
 
-enum Opened {
-    Yes,
-    OtherPort,
-    No,
-}
-
+/// What the permit of one address says: permitted, denied by rule, or one of the misses.
 #[inline(always)]
-fn opened(rule_ref: RuleRef, want: Want, static_only: bool, tables: &impl Tables) -> Opened {
-    if rule_ref.is_none() {
-        return Opened::No;
+pub fn judge_permit(slot: u32, addr: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+    let Some(permit) = tables.permit(slot, addr) else { return Reason::NotPermitted.into() };
+    if closed(permit.deny, slot, asked, tables) {
+        return Verdict::by(Reason::DeniedByRule, permit.deny, false);
     }
-    let Some(rule) = tables.rule(rule_ref) else { return Opened::No };
-    if rule.slot != want.slot || rule.flags & (rule_flags::DENY | rule_flags::INBOUND) != 0 {
-        return Opened::No;
+    let mut miss = Verdict::from(Reason::NotPermitted);
+    let mut index = 0;
+    while index < permit.grants.len() {
+        let verdict = tables.judge_grant(slot, permit.grants[index], asked);
+        index += 1;
+        if verdict.allows() {
+            return verdict;
+        }
+        miss = miss.or_miss(verdict);
     }
-    if static_only && rule.flags & rule_flags::STATIC == 0 {
-        return Opened::No;
+    miss
+}
+
+/// What one grant says: permitted, or one of the misses.
+#[inline(always)]
+pub fn judge_grant(slot: u32, grant: Grant, asked: Asked, tables: &impl Tables) -> Verdict {
+    if grant.rule.is_none() {
+        return Reason::NotPermitted.into();
     }
-    match want.port {
-        // Without a port to see (ICMP, later fragments) the address alone decides.
-        None => Opened::Yes,
-        Some(port) if rule.opens(want.transport, port) => Opened::Yes,
-        Some(_) => Opened::OtherPort,
+    let lasting = grant.expires_ns == NEVER_NS;
+    if !lasting && grant.expires_ns <= tables.now_ns() {
+        return Reason::Expired.into();
+    }
+    match tables.matches(grant.rule, slot, asked) {
+        Match::Hit => Verdict::by(Reason::Permitted, grant.rule, !lasting),
+        Match::OtherPort => Reason::PortNotPermitted.into(),
+        Match::Missing => Reason::NotPermitted.into(),
     }
 }
 
+/// What the longest network over an address says: permitted, denied by rule, or a miss.
 #[inline(always)]
-fn denied(rule_ref: RuleRef, want: Want, tables: &impl Tables) -> Option<Verdict> {
-    if rule_ref.is_none() {
-        return None;
+pub fn judge_network(slot: u32, addr: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+    let Some(network) = tables.network(slot, addr) else { return Reason::NotPermitted.into() };
+    if closed(network.deny, slot, asked, tables) {
+        return Verdict::by(Reason::DeniedByRule, network.deny, false);
     }
-    let closes = match tables.rule(rule_ref) {
-        // A deny whose rule cannot be read still denies.
-        None => true,
-        Some(rule) => match want.port {
-            None => rule.closes_all(),
-            Some(port) => rule.closes(want.transport, port),
-        },
-    };
-    if closes { Some(Verdict::by(Reason::DeniedByRule, rule_ref)) } else { None }
+    if network.allow.is_none() {
+        return Reason::NotPermitted.into();
+    }
+    match tables.matches(network.allow, slot, asked) {
+        Match::Hit => Verdict::by(Reason::Permitted, network.allow, false),
+        Match::OtherPort => Reason::PortNotPermitted.into(),
+        Match::Missing => Reason::NotPermitted.into(),
+    }
+}
+
+/// A deny whose rule cannot be read still denies.
+#[inline(always)]
+fn closed(rule: RuleRef, slot: u32, asked: Asked, tables: &impl Tables) -> bool {
+    !rule.is_none() && !matches!(tables.matches(rule, slot, asked.read_as(Mode::Deny)), Match::OtherPort)
 }

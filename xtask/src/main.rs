@@ -1,2 +1,68 @@
-//! Chores of the egressd workspace.
-fn main() {}
+//! Chores of the egressd workspace. `make` calls them; `cargo xtask help` lists them.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a chore speaks to the terminal")]
+
+mod bench;
+mod cargo;
+mod demo;
+mod invoker;
+mod mutants;
+mod setup;
+mod style;
+mod tally;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Chores of the egressd workspace", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what building and testing need, and say what; quick when nothing is missing
+    Setup,
+    /// Style, unit tests, root tests, demo: what CI runs
+    Test(test::Options),
+    /// An internet in a box, real curl, and what egressd lets through
+    Demo,
+    /// Revert production lines one at a time: each must turn its test red
+    Mutants(mutants::Options),
+    /// What the filter costs, beside no filter and nftables
+    Bench(bench::Options),
+    /// The bench's traffic, inside a sandbox
+    #[command(hide = true)]
+    Generate,
+    /// The bench's look-ups, inside a sandbox: prints the median in microseconds
+    #[command(hide = true)]
+    LookUp { server: std::net::SocketAddr, names: usize },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().chore) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// False: the chore ran to its end, and something is red.
+fn run(chore: Chore) -> Result<bool> {
+    std::env::set_current_dir(cargo::workspace())?;
+    match chore {
+        Chore::Setup => setup::run().map(|()| true),
+        Chore::Test(options) => test::run(&options),
+        Chore::Demo => demo::run().map(tally::Tally::is_green),
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Generate => bench::generator::serve().map(|()| true),
+        Chore::LookUp { server, names } => bench::look_up_and_print(server, names).map(|()| true),
+        Chore::Mutants(options) => mutants::run(&options),
+    }
+}

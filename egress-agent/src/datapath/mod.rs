@@ -1,1 +1,25 @@
-//! datapath
+//! What the kernel holds and how it is reached: programs, links, maps and pins (the only module that names aya), network
+//! namespaces, devices, addresses, the bpffs and sockets.
+
+pub mod addresses;
+pub(crate) mod attach;
+pub mod bpffs;
+pub(crate) mod detach;
+pub mod device;
+mod link;
+pub mod listeners;
+pub mod load;
+mod netlink;
+pub mod netns;
+mod own_path;
+mod pair;
+pub(crate) mod records;
+pub mod sock_diag;
+pub mod sockets;
+mod sockopt;
+pub mod state_dir;
+pub(crate) mod tables;
+mod watch;
+
+pub use netlink::NetlinkError;
+pub use own_path::PathError;

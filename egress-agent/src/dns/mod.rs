@@ -1,1 +1,45 @@
-//! dns
+//! The name half: the sandbox's only resolver.
+//!
+//! Every query of the sandbox is redirected to a [`Server`], which asks the policy ([`Names`]) first, an upstream second,
+//! writes the addresses into the kernel's map ([`Permits`]) third, and answers last. So no client ever knows an address
+//! that the kernel does not yet admit, and nothing that the client wrote reaches upstream but an allowed name and A or AAAA.
+//!
+//! A message runs through: `serve`/`stream` (sockets) -> `wire` (form) -> `gate` (policy) -> `resolve`: `upstream` ->
+//! `exchange` -> `answer` (chain to addresses) -> `rebinding` (filter) -> permits -> `reply` (octets).
+
+mod answer;
+mod budget;
+mod config;
+mod counters;
+mod event;
+mod exchange;
+mod gate;
+mod lifetime;
+mod name;
+mod permits;
+mod rebinding;
+mod relay;
+mod reply;
+mod resolv_conf;
+mod resolve;
+mod responder;
+mod serve;
+mod server;
+mod special;
+mod stream;
+mod twins;
+mod upstream;
+mod wire;
+
+pub use config::{Config, DnsError, Listeners, Problem};
+pub use counters::Counts;
+pub use event::{Client, Clients, Denial, DnsEvent, DnsEvents, Reason};
+pub use exchange::UpstreamError;
+pub use name::{Labels, Name, NameError};
+pub use permits::{NameVerdict, Names, PermitError, Permits};
+pub use rebinding::{Answers, Protected, is_public};
+pub use resolv_conf::host_servers;
+pub use server::Server;
+
+#[cfg(test)]
+mod tests;

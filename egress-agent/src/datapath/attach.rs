@@ -1,0 +1,191 @@
+//! Hooks onto cgroups and devices, always as links: a link is pinned, so it outlives us, and nobody with a mere descriptor
+//! of the cgroup can take it off (attached the old way, an unprivileged process can: `kernel/bpf/cgroup.c`).
+
+use super::{load::Programs, tables::Tables};
+use aya::{
+    maps::MapError,
+    pin::PinError as PinLinkError,
+    programs::{
+        CgroupAttachMode, CgroupSkbAttachType, LinkOrder, Program, ProgramError, TcAttach, TcAttachType, links::FdLink,
+    },
+};
+use egress_common::sandbox::Identity;
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
+
+/// Errors of putting hooks in place.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused a hook.
+    #[error("cannot attach {hook}; `egressd doctor` shows what this kernel can do")]
+    Hook {
+        /// The hook.
+        hook: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A link could not be pinned.
+    #[error("cannot pin the link of {hook} at {}; is the bpffs there full or read-only?", path.display())]
+    Pin {
+        /// The hook.
+        hook: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PinLinkError,
+    },
+    /// The identity of a hook could not be written.
+    #[error("cannot write the sandbox's identity for {hook}: is the cgroup gone?")]
+    Identity {
+        /// The hook.
+        hook: &'static str,
+        /// Why.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// A directory for pins could not be made.
+    #[error("cannot make {}", path.display())]
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Asked for by a test of this very path.
+    #[error("attach of {hook} fails because EGRESSD_FAULT says so")]
+    Fault {
+        /// The hook.
+        hook: &'static str,
+    },
+}
+
+/// A hook of a cgroup: program name, which is the pin's name too, and `enum bpf_attach_type` (`include/uapi/linux/bpf.h`).
+pub(crate) struct CgroupHook {
+    pub(crate) name: &'static str,
+    pub(crate) attach_type: u32,
+}
+
+/// All of them, the boundary first: from the first link on, the cgroup is closed.
+pub(crate) const CGROUP_HOOKS: [CgroupHook; 13] = [
+    CgroupHook { name: "egress", attach_type: 1 },
+    CgroupHook { name: "ingress", attach_type: 0 },
+    CgroupHook { name: "sock_create", attach_type: 2 },
+    CgroupHook { name: "connect4", attach_type: 10 },
+    CgroupHook { name: "connect6", attach_type: 11 },
+    CgroupHook { name: "sendmsg4", attach_type: 14 },
+    CgroupHook { name: "sendmsg6", attach_type: 15 },
+    CgroupHook { name: "recvmsg4", attach_type: 19 },
+    CgroupHook { name: "recvmsg6", attach_type: 20 },
+    CgroupHook { name: "getpeername4", attach_type: 29 },
+    CgroupHook { name: "getpeername6", attach_type: 30 },
+    CgroupHook { name: "bind4", attach_type: 8 },
+    CgroupHook { name: "bind6", attach_type: 9 },
+];
+
+/// Programs of a device and the side of it that they sit on.
+pub(crate) const DEVICE_HOOKS: [(&str, TcAttachType); 2] =
+    [("device_egress", TcAttachType::Ingress), ("device_ingress", TcAttachType::Egress)];
+
+/// A hook in place. Dropping it closes our descriptor; the pin keeps the hook.
+pub(crate) struct Hooked {
+    pub(crate) name: String,
+    _link: FdLink,
+}
+
+/// Attaches every cgroup hook, pins it below `pins`, and gives the cgroup its identity. Everything is denied from the first
+/// link until the identity's slot is filled.
+pub(crate) fn cgroup(
+    programs: &mut Programs,
+    tables: &Tables,
+    cgroup: BorrowedFd<'_>,
+    cgroup_id: u64,
+    identity: Identity,
+    pins: &Path,
+    fault: Option<&str>,
+) -> Result<Vec<Hooked>, AttachError> {
+    let mut hooked = Vec::with_capacity(CGROUP_HOOKS.len());
+    for hook in &CGROUP_HOOKS {
+        if fault.and_then(|fault| fault.strip_prefix("attach_")) == Some(hook.name) {
+            return Err(AttachError::Fault { hook: hook.name });
+        }
+        let failed = |source| AttachError::Hook { hook: hook.name, source: Box::new(source) };
+        let link = attach_one(programs, hook.name, cgroup).map_err(failed)?;
+        // The kernel keeps the storage of an earlier attach to the same cgroup: nobody, until all hooks are in place.
+        set_identity(tables, hook, cgroup_id, Identity::default())?;
+        hooked.push(pin(link, hook.name, hook.name.to_owned(), pins)?);
+    }
+    for hook in &CGROUP_HOOKS {
+        set_identity(tables, hook, cgroup_id, identity)?;
+    }
+    Ok(hooked)
+}
+
+/// Makes the cgroup nobody's: before its links go, and whenever it is to be closed at once.
+pub(crate) fn disown(tables: &Tables, cgroup_id: u64) -> Result<(), AttachError> {
+    CGROUP_HOOKS.iter().try_for_each(|hook| set_identity(tables, hook, cgroup_id, Identity::default()))
+}
+
+fn set_identity(tables: &Tables, hook: &CgroupHook, cgroup_id: u64, identity: Identity) -> Result<(), AttachError> {
+    tables
+        .set_identity(cgroup_id, hook.attach_type, identity)
+        .map_err(|source| AttachError::Identity { hook: hook.name, source: Box::new(source) })
+}
+
+fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
+    // Flags of bpf_link_create; a link is always one of several.
+    let mode = CgroupAttachMode::Single;
+    match programs.ebpf.program_mut(name) {
+        Some(Program::CgroupSockAddr(program)) => {
+            let id = program.attach(cgroup, mode)?;
+            Ok(program.take_link(id)?.try_into()?)
+        }
+        Some(Program::CgroupSock(program)) => {
+            let id = program.attach(cgroup, mode)?;
+            Ok(program.take_link(id)?.try_into()?)
+        }
+        Some(Program::CgroupSkb(program)) => {
+            let side = program.expected_attach_type().unwrap_or(CgroupSkbAttachType::Egress);
+            let id = program.attach(cgroup, side, mode)?;
+            Ok(program.take_link(id)?.try_into()?)
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Puts both device programs at the head of the device's tcx hooks (6.6), so that no program of somebody else's lets a
+/// packet pass before us.
+pub(crate) fn device(programs: &mut Programs, ifindex: u32, pins: &Path) -> Result<Vec<Hooked>, AttachError> {
+    DEVICE_HOOKS
+        .into_iter()
+        .map(|(name, attach_type)| {
+            let failed = |source| AttachError::Hook { hook: name, source: Box::new(source) };
+            let link = attach_tcx(programs, name, ifindex, attach_type).map_err(failed)?;
+            pin(link, name, format!("{name}-{ifindex}"), pins)
+        })
+        .collect()
+}
+
+fn attach_tcx(
+    programs: &mut Programs,
+    name: &str,
+    ifindex: u32,
+    attach_type: TcAttachType,
+) -> Result<FdLink, ProgramError> {
+    let Some(Program::SchedClassifier(program)) = programs.ebpf.program_mut(name) else {
+        return Err(ProgramError::UnexpectedProgramType);
+    };
+    let id = program.attach(ifindex, TcAttach::Tcx { attach_type, order: LinkOrder::first() })?;
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn pin(link: FdLink, hook: &'static str, name: String, pins: &Path) -> Result<Hooked, AttachError> {
+    let path = pins.join(&name);
+    let link = link.pin(&path).map_err(|source| AttachError::Pin { hook, path, source })?;
+    Ok(Hooked { name, _link: link.into() })
+}

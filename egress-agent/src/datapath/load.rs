@@ -1,0 +1,181 @@
+//! The kernel half, loaded once per owner process.
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{Map, MapData, MapError},
+    pin::PinError,
+    programs::{Program, ProgramError},
+};
+use egress_common::{names, sandbox::Identity};
+use std::path::{Path, PathBuf};
+
+/// The object that `build.rs` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
+
+/// Errors of loading the kernel half.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The build left the kernel half out.
+    #[error("this egressd was built without its kernel half (AYA_BUILD_SKIP); build it again without that variable")]
+    NoObject,
+    /// Maps could not be made.
+    #[error("cannot create the BPF maps")]
+    Object(#[source] Box<EbpfError>),
+    /// The verifier or the kernel refused a program.
+    #[error("cannot load the BPF program {program}; egressd needs Linux 5.15 or newer with CONFIG_CGROUP_BPF")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The object lacks a map that the agent knows: two halves of different builds.
+    #[error("the BPF object has no map {map}; build egressd again")]
+    MissingMap {
+        /// Its name.
+        map: &'static str,
+    },
+    /// A map is not what the agent expects.
+    #[error("the BPF map {map} is not of the expected kind; build egressd again")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What differs.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// A map could not be pinned.
+    #[error("cannot pin the BPF map {map} at {}; is the bpffs there full or read-only?", path.display())]
+    Pin {
+        /// Its name.
+        map: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PinError,
+    },
+}
+
+impl LoadError {
+    /// True where the kernel said EPERM: a capability is missing, or BPF is locked down.
+    pub fn is_permission(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = source {
+            if let Some(io) = error.downcast_ref::<std::io::Error>()
+                && io.kind() == std::io::ErrorKind::PermissionDenied
+            {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+}
+
+/// How large the maps are made, in entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacity {
+    /// Sandboxes of this owner.
+    pub sandboxes: u32,
+    /// Compiled rules.
+    pub rules: u32,
+    /// Single addresses, learned ones included.
+    pub permits: u32,
+    /// Networks.
+    pub networks: u32,
+}
+
+/// The loaded programs and their maps.
+pub(crate) struct Programs {
+    pub(crate) ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Creates the maps and loads every program. `listeners` is the pin of the one map that all owners share.
+    pub(crate) fn load(capacity: Capacity, listeners: Option<&Path>, test: Option<Identity>) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        // The verifier writes its log only when asked, and asking costs more than verifying.
+        let quiet = Self::load_at(capacity, listeners, test, VerifierLogLevel::DISABLE);
+        match quiet {
+            Err(LoadError::Program { .. }) => Self::load_at(capacity, listeners, test, VerifierLogLevel::default()),
+            other => other,
+        }
+    }
+
+    fn load_at(
+        capacity: Capacity,
+        listeners: Option<&Path>,
+        test: Option<Identity>,
+        log: VerifierLogLevel,
+    ) -> Result<Self, LoadError> {
+        let identity;
+        let mut loader = EbpfLoader::new();
+        loader
+            .verifier_log_level(log)
+            // Slot 0 is nobody's.
+            .map_max_entries(names::map::SANDBOXES, capacity.sandboxes + 1)
+            .map_max_entries(names::map::COUNTERS, capacity.sandboxes + 1)
+            .map_max_entries(names::map::RULES, capacity.rules)
+            .map_max_entries(names::map::PERMITS, capacity.permits)
+            .map_max_entries(names::map::NETWORKS, capacity.networks);
+        if let Some(path) = listeners {
+            loader.map_pin_path(names::map::LISTENERS, path);
+        }
+        if let Some(test) = test {
+            identity = test;
+            loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        for (name, program) in ebpf.programs_mut() {
+            load_program(program)
+                .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Pins a map under its own name.
+    pub(crate) fn pin_map(&self, name: &'static str, directory: &Path) -> Result<(), LoadError> {
+        let map = self.ebpf.map(name).ok_or(LoadError::MissingMap { map: name })?;
+        let path = directory.join(name);
+        map.pin(&path).map_err(|source| LoadError::Pin { map: name, path, source })
+    }
+
+    /// Takes a map out, typed.
+    pub(crate) fn map<T>(&mut self, name: &'static str) -> Result<T, LoadError>
+    where
+        T: TryFrom<Map, Error = MapError>,
+    {
+        let map = self.ebpf.take_map(name).ok_or(LoadError::MissingMap { map: name })?;
+        T::try_from(map).map_err(|source| LoadError::Map { map: name, source: Box::new(source) })
+    }
+}
+
+/// Opens a map that was pinned, typed.
+pub(crate) fn open_pinned<T>(name: &'static str, path: &Path) -> Result<T, LoadError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let failed = |source| LoadError::Map { map: name, source: Box::new(source) };
+    let map = MapData::from_pin(path).and_then(Map::from_map_data).map_err(failed)?;
+    T::try_from(map).map_err(failed)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+
+/// FNV-1a of the object, to tell builds apart.
+pub(crate) fn object_hash() -> u64 {
+    OBJECT.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

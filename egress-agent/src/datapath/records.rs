@@ -1,0 +1,41 @@
+//! The kernel's event ring, read as it fills.
+
+use super::load::{LoadError, Programs};
+use aya::maps::{MapData, RingBuf};
+use egress_common::{event::Record, names::map};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
+/// Records of denied calls and packets, in the order in which the kernel wrote them.
+pub(crate) struct Records(RingBuf<MapData>);
+
+impl Records {
+    pub(crate) fn take(programs: &mut Programs) -> Result<Self, LoadError> {
+        programs.map(map::EVENTS).map(Self)
+    }
+
+    /// What is there now.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Record)) {
+        while let Some(item) = self.0.next() {
+            // A record of another length is of another build; there is none such in a map that we made.
+            if let Ok(record) = bytemuck::try_pod_read_unaligned::<Record>(&item) {
+                each(&record);
+            }
+        }
+    }
+
+    /// Waits for records, or until `stop` is readable; true in the latter case.
+    pub(crate) fn wait(&self, stop: BorrowedFd<'_>, timeout: PollTimeout) -> Result<bool, Errno> {
+        // SAFETY: the ring buffer owns this descriptor for longer than this borrow.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        let mut fds = [PollFd::new(ring.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(_) => Ok(fds[1].any().unwrap_or(true)),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+}

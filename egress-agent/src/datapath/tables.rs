@@ -1,0 +1,269 @@
+//! The maps, typed. What is enforced is what they hold; nothing here keeps a second copy.
+
+#![expect(deprecated, reason = "CGROUP_STORAGE is chosen over its successor: see ARCHITECTURE.md, Identity")]
+
+use super::load::{LoadError, Programs};
+use aya::maps::{
+    Array, CgroupStorage, HashMap, LpmTrie, MapData, MapError, PerCpuArray,
+    cgroup_storage::CgroupStorageKey,
+    lpm_trie::Key,
+};
+use egress_common::{
+    addr::Addr,
+    event::{Client, ClientKey, Counters, Denial, DenialKey},
+    names::map,
+    permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef},
+    sandbox::{Identity, Sandbox},
+    verdict::ListenerKey,
+};
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// A map could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} an entry of the BPF map {map}; `egressd status` shows how full it is")]
+pub struct TableError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// read, write or remove.
+    pub action: &'static str,
+    /// Why.
+    #[source]
+    pub source: Box<MapError>,
+}
+
+impl TableError {
+    /// The kernel's error number, where it gave one.
+    pub fn errno(&self) -> Option<i32> {
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(current) = error {
+            if let Some(io) = current.downcast_ref::<std::io::Error>() {
+                return io.raw_os_error();
+            }
+            error = current.source();
+        }
+        None
+    }
+}
+
+/// The maps of one owner.
+pub(crate) struct Tables(Mutex<Maps>);
+
+struct Maps {
+    identity: CgroupStorage<MapData, Identity>,
+    sandboxes: Array<MapData, Sandbox>,
+    rules: Array<MapData, Rule>,
+    permits: HashMap<MapData, PermitKey, Permit>,
+    networks: LpmTrie<MapData, NetworkKey, Network>,
+    own: HashMap<MapData, PermitKey, u32>,
+    listeners: HashMap<MapData, ListenerKey, u64>,
+    devices: HashMap<MapData, u32, Identity>,
+    sources: HashMap<MapData, PermitKey, u32>,
+    clients: HashMap<MapData, ClientKey, Client>,
+    denials: HashMap<MapData, DenialKey, Denial>,
+    counters: PerCpuArray<MapData, Counters>,
+}
+
+/// Maps that are pinned with a sandbox, so that any later process can read, change and end it.
+pub(crate) const PINNED: [&str; 13] = [
+    map::IDENTITY,
+    map::SANDBOXES,
+    map::RULES,
+    map::PERMITS,
+    map::NETWORKS,
+    map::OWN,
+    map::DEVICES,
+    map::SOURCES,
+    map::CLIENTS,
+    map::DENIALS,
+    map::COUNTERS,
+    map::EVENTS,
+    map::FLOWS,
+];
+
+impl Tables {
+    /// Takes the maps out of a loaded program set, pinning them below `pins`.
+    pub(crate) fn take(programs: &mut Programs, pins: &Path) -> Result<Self, LoadError> {
+        for name in PINNED {
+            programs.pin_map(name, pins)?;
+        }
+        Ok(Self(Mutex::new(Maps {
+            identity: programs.map(map::IDENTITY)?,
+            sandboxes: programs.map(map::SANDBOXES)?,
+            rules: programs.map(map::RULES)?,
+            permits: programs.map(map::PERMITS)?,
+            networks: programs.map(map::NETWORKS)?,
+            own: programs.map(map::OWN)?,
+            listeners: programs.map(map::LISTENERS)?,
+            devices: programs.map(map::DEVICES)?,
+            sources: programs.map(map::SOURCES)?,
+            clients: programs.map(map::CLIENTS)?,
+            denials: programs.map(map::DENIALS)?,
+            counters: programs.map(map::COUNTERS)?,
+        })))
+    }
+
+    /// Opens the maps that another process pinned.
+    pub(crate) fn open(pins: &Path, listeners: &Path) -> Result<Self, LoadError> {
+        Ok(Self(Mutex::new(Maps {
+            identity: open(pins, map::IDENTITY)?,
+            sandboxes: open(pins, map::SANDBOXES)?,
+            rules: open(pins, map::RULES)?,
+            permits: open(pins, map::PERMITS)?,
+            networks: open(pins, map::NETWORKS)?,
+            own: open(pins, map::OWN)?,
+            listeners: super::load::open_pinned(map::LISTENERS, listeners)?,
+            devices: open(pins, map::DEVICES)?,
+            sources: open(pins, map::SOURCES)?,
+            clients: open(pins, map::CLIENTS)?,
+            denials: open(pins, map::DENIALS)?,
+            counters: open(pins, map::COUNTERS)?,
+        })))
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_identity(&self, cgroup_id: u64, attach_type: u32, identity: Identity) -> Result<(), MapError> {
+        self.maps().identity.insert(CgroupStorageKey::new(cgroup_id, attach_type), &identity, 0)
+    }
+
+    pub(crate) fn set_sandbox(&self, slot: u32, sandbox: Sandbox) -> Result<(), TableError> {
+        self.maps().sandboxes.set(slot, &sandbox, 0).map_err(failed(map::SANDBOXES, "write"))
+    }
+
+    pub(crate) fn sandbox(&self, slot: u32) -> Result<Sandbox, TableError> {
+        self.maps().sandboxes.get(&slot, 0).map_err(failed(map::SANDBOXES, "read"))
+    }
+
+    pub(crate) fn set_rule(&self, index: u32, rule: &Rule) -> Result<(), TableError> {
+        self.maps().rules.set(index, rule, 0).map_err(failed(map::RULES, "write"))
+    }
+
+    pub(crate) fn rule(&self, rule: RuleRef) -> Result<Option<Rule>, TableError> {
+        let found = self.maps().rules.get(&rule.index, 0).map_err(failed(map::RULES, "read"))?;
+        Ok((found.tag == rule.tag).then_some(found))
+    }
+
+    pub(crate) fn permit(&self, key: &PermitKey) -> Result<Option<Permit>, TableError> {
+        absent(self.maps().permits.get(key, 0)).map_err(failed(map::PERMITS, "read"))
+    }
+
+    pub(crate) fn set_permit(&self, key: &PermitKey, permit: &Permit) -> Result<(), TableError> {
+        self.maps().permits.insert(key, permit, 0).map_err(failed(map::PERMITS, "write"))
+    }
+
+    pub(crate) fn remove_permit(&self, key: &PermitKey) -> Result<(), TableError> {
+        gone(self.maps().permits.remove(key)).map_err(failed(map::PERMITS, "remove"))
+    }
+
+    /// Every permit of the slot.
+    pub(crate) fn permits(&self, slot: u32) -> Result<Vec<(PermitKey, Permit)>, TableError> {
+        let maps = self.maps();
+        let entries = maps.permits.iter().filter(|entry| entry.as_ref().map_or(true, |(key, _)| key.slot == slot));
+        entries.collect::<Result<_, _>>().map_err(failed(map::PERMITS, "read"))
+    }
+
+    /// Entries that the permit map can hold.
+    pub(crate) fn permit_capacity(&self, pins: &Path) -> Result<u64, TableError> {
+        let info = MapData::from_pin(pins.join(map::PERMITS)).and_then(|data| data.info());
+        Ok(info.map_err(failed(map::PERMITS, "read"))?.max_entries().into())
+    }
+
+    pub(crate) fn set_network(&self, key: NetworkKey, prefix: u32, network: &Network) -> Result<(), TableError> {
+        let key = Key::new(NETWORK_SLOT_BITS + prefix, key);
+        self.maps().networks.insert(&key, network, 0).map_err(failed(map::NETWORKS, "write"))
+    }
+
+    pub(crate) fn remove_network(&self, key: NetworkKey, prefix: u32) -> Result<(), TableError> {
+        let key = Key::new(NETWORK_SLOT_BITS + prefix, key);
+        gone(self.maps().networks.remove(&key)).map_err(failed(map::NETWORKS, "remove"))
+    }
+
+    pub(crate) fn network(&self, key: &PermitKey) -> Result<Option<Network>, TableError> {
+        let key = Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot: key.slot, addr: key.addr });
+        absent(self.maps().networks.get(&key, 0)).map_err(failed(map::NETWORKS, "read"))
+    }
+
+    pub(crate) fn set_own(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
+        self.maps().own.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::OWN, "write"))
+    }
+
+    pub(crate) fn remove_own(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
+        gone(self.maps().own.remove(&PermitKey { slot, addr })).map_err(failed(map::OWN, "remove"))
+    }
+
+    pub(crate) fn is_own(&self, key: &PermitKey) -> Result<bool, TableError> {
+        let found = absent(self.maps().own.get(key, 0)).map_err(failed(map::OWN, "read"))?;
+        Ok(found.is_some())
+    }
+
+    pub(crate) fn set_listener(&self, key: ListenerKey, nonce: u64) -> Result<(), TableError> {
+        self.maps().listeners.insert(&key, &nonce, 0).map_err(failed(map::LISTENERS, "write"))
+    }
+
+    pub(crate) fn remove_listener(&self, key: ListenerKey) -> Result<(), TableError> {
+        gone(self.maps().listeners.remove(&key)).map_err(failed(map::LISTENERS, "remove"))
+    }
+
+    pub(crate) fn listener(&self, key: &ListenerKey) -> Result<Option<u64>, TableError> {
+        absent(self.maps().listeners.get(key, 0)).map_err(failed(map::LISTENERS, "read"))
+    }
+
+    pub(crate) fn set_device(&self, ifindex: u32, identity: Identity) -> Result<(), TableError> {
+        self.maps().devices.insert(&ifindex, &identity, 0).map_err(failed(map::DEVICES, "write"))
+    }
+
+    pub(crate) fn set_source(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
+        self.maps().sources.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::SOURCES, "write"))
+    }
+
+    pub(crate) fn client(&self, key: &ClientKey) -> Result<Option<Client>, TableError> {
+        absent(self.maps().clients.get(key, 0)).map_err(failed(map::CLIENTS, "read"))
+    }
+
+    /// Denials that were counted but not reported yet.
+    pub(crate) fn denials(&self, slot: u32) -> Result<Vec<(DenialKey, Denial)>, TableError> {
+        let maps = self.maps();
+        let entries = maps.denials.iter().filter(|entry| {
+            entry.as_ref().map_or(true, |(key, denial)| key.slot == slot && denial.count > 0)
+        });
+        entries.collect::<Result<_, _>>().map_err(failed(map::DENIALS, "read"))
+    }
+
+    /// Counters of the slot, one per CPU.
+    pub(crate) fn counters(&self, slot: u32) -> Result<Vec<Counters>, TableError> {
+        let values = self.maps().counters.get(&slot, 0).map_err(failed(map::COUNTERS, "read"))?;
+        Ok(values.iter().copied().collect())
+    }
+}
+
+fn open<T>(pins: &Path, name: &'static str) -> Result<T, LoadError>
+where
+    T: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    super::load::open_pinned(name, &pins.join(name))
+}
+
+fn failed(map: &'static str, action: &'static str) -> impl Fn(MapError) -> TableError {
+    move |source| TableError { map, action, source: Box::new(source) }
+}
+
+fn absent<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}

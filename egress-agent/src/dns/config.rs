@@ -1,0 +1,190 @@
+//! What the server is told, and why it refuses.
+
+use super::{
+    permits::Names,
+    rebinding::{Answers, Protected},
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use thiserror::Error;
+
+/// One policy's view of names, replaced as a whole by [`Server::update`](super::Server::update).
+#[derive(Clone)]
+pub struct Config {
+    /// The policy's names.
+    pub names: Arc<dyn Names>,
+    /// Passed back with every permit.
+    pub generation: u64,
+    /// Upstream resolvers in order of preference, at least one. They are protected addresses too.
+    pub servers: Vec<SocketAddr>,
+    /// Which private addresses a name may have.
+    pub answers: Answers,
+    /// Addresses that no name opens.
+    pub protected: Protected,
+    /// Least life of a permit, without `grace`.
+    pub permit_min: Duration,
+    /// Greatest life of a permit, without `grace`.
+    pub permit_max: Duration,
+    /// Added to the life of every permit, for clients that keep an answer longer than its TTL says.
+    pub grace: Duration,
+    /// Twice as many may come at once; more get SERVFAIL, and ten times more none at all.
+    pub queries_per_second: u32,
+    /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
+    /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
+    /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.
+    pub observe: bool,
+}
+
+impl Config {
+    pub(super) fn check(&self, listeners: &Listeners) -> Result<(), DnsError> {
+        if self.servers.is_empty() {
+            return Err(DnsError::NoServers);
+        }
+        let listeners = listeners.addresses()?;
+        if let Some(&listener) = listeners.iter().find(|listener| listener.ip().is_unspecified()) {
+            return Err(DnsError::OpenListener { listener });
+        }
+        for &server in &self.servers {
+            if let Some(problem) = problem(server) {
+                return Err(DnsError::Upstream { server, problem });
+            }
+            if listeners.contains(&server) {
+                return Err(DnsError::Upstream { server, problem: Problem::OwnListener });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn problem(server: SocketAddr) -> Option<Problem> {
+    let ip = server.ip().to_canonical();
+    if server.port() == 0 {
+        Some(Problem::PortZero)
+    } else if ip.is_unspecified() {
+        Some(Problem::Unspecified)
+    } else if ip.is_multicast() || ip == IpAddr::from([255; 4]) {
+        Some(Problem::Multicast)
+    } else if matches!(server, SocketAddr::V6(v6) if v6.scope_id() == 0 && Ipv6Addr::is_unicast_link_local(v6.ip())) {
+        Some(Problem::NoInterface)
+    } else {
+        None
+    }
+}
+
+/// Sockets that were opened inside the sandbox's network namespace.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Bound, not connected, to a specific address each: answers leave from it.
+    pub udp: Vec<UdpSocket>,
+    /// Listening.
+    pub tcp: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// The same sockets under new descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            udp: self.udp.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?,
+            tcp: self.tcp.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?,
+        })
+    }
+
+    fn addresses(&self) -> Result<Vec<SocketAddr>, DnsError> {
+        let udp = self.udp.iter().map(UdpSocket::local_addr);
+        let tcp = self.tcp.iter().map(TcpListener::local_addr);
+        udp.chain(tcp).collect::<io::Result<_>>().map_err(|source| DnsError::Listener { source })
+    }
+}
+
+/// What is wrong with an upstream's address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum Problem {
+    /// Nothing listens there.
+    #[error("port 0 is no port: leave the port out for 53")]
+    PortZero,
+    /// `0.0.0.0` or `::`.
+    #[error("the unspecified address is no server: name the address itself, such as 127.0.0.1")]
+    Unspecified,
+    /// Or broadcast.
+    #[error("a multicast or broadcast address is no server")]
+    Multicast,
+    /// `fe80::/10` without a scope.
+    #[error("a link-local address needs its interface: write it as fe80::1%eth0")]
+    NoInterface,
+    /// It would ask itself.
+    #[error("this is the sandbox's own listener: name another server")]
+    OwnListener,
+}
+
+/// Why there is no name service.
+#[derive(Debug, Error)]
+pub enum DnsError {
+    /// No upstream was given.
+    #[error("no DNS server is configured: name one with --dns ADDRESS[:PORT]")]
+    NoServers,
+    /// Neither file of the host names a server that is not a loopback stub.
+    #[error("no DNS server found in {}: name one with --dns ADDRESS[:PORT]", list(.looked))]
+    NoHostServers {
+        /// Files that were looked at.
+        looked: Vec<PathBuf>,
+    },
+    /// A file of the host is there and cannot be read.
+    #[error("cannot read {}: name a DNS server with --dns ADDRESS[:PORT]", path.display())]
+    HostServers {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An upstream that cannot be one.
+    #[error("DNS server {server}: {problem}")]
+    Upstream {
+        /// As configured.
+        server: SocketAddr,
+        /// Why not.
+        problem: Problem,
+    },
+    /// There is nothing to serve on, or only one of UDP and TCP.
+    #[error("the DNS server of a sandbox needs at least one UDP and one TCP listener")]
+    NoListeners,
+    /// A listener cannot be used.
+    #[error("DNS listener unusable: is it a bound socket of this sandbox?")]
+    Listener {
+        /// Why.
+        source: io::Error,
+    },
+    /// It would answer whoever reaches the namespace, and from addresses that the client did not ask.
+    #[error("DNS listener {listener} is bound to every address: bind it to one of the sandbox's own")]
+    OpenListener {
+        /// The listener's address.
+        listener: SocketAddr,
+    },
+    /// The runtime or its thread cannot be started.
+    #[error("cannot start the DNS server's thread: are limits on open files and tasks too low?")]
+    Start {
+        /// Why.
+        source: io::Error,
+    },
+    /// A listener failed while serving: the sandbox has no name service any more.
+    #[error("DNS listener {listener} failed: names no longer resolve in the sandbox; attach it again")]
+    Serve {
+        /// The listener's address.
+        listener: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A defect: a part of the server panicked.
+    #[error(
+        "the DNS server stopped on a defect: names no longer resolve in the sandbox; please report it with the log"
+    )]
+    Panicked,
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" or ")
+}

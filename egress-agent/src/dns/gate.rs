@@ -1,0 +1,72 @@
+//! Message -> what to do with it. Nothing here asks anybody but the policy.
+
+use super::{
+    event::Reason,
+    permits::{NameVerdict, Names},
+    special::{self, Special},
+    wire::{Question, rtype},
+};
+use std::net::IpAddr;
+
+/// Why a name is not allowed, before it is known who asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Refusal {
+    pub(super) rule: Option<usize>,
+    pub(super) reason: Reason,
+}
+
+/// What to do with a well-formed question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Decision {
+    /// Answer the sandbox's loopback address of the asked family.
+    Loopback,
+    /// Answer the names that permits hold for the address.
+    Reverse(IpAddr),
+    /// The name is there, this type is not.
+    NoData,
+    /// Tell the client that the name is not allowed: no data where a rule names something below it, no name otherwise.
+    Deny(Refusal),
+    /// Ask upstream, permit the addresses that it says by these rules, answer. Only while observing there is a refusal
+    /// that would have come instead, no rule, or a type other than A and AAAA.
+    Forward { rules: Vec<usize>, refusal: Option<Refusal> },
+}
+
+/// Judges a question of class IN whose type is not a zone transfer.
+///
+/// With `observe`, names and types that would be kept back are forwarded. Not so, because the same answer is what makes
+/// enforcing work or keeps a name where it belongs: names that lead clients past this resolver, HTTPS and SVCB, loopback
+/// names, the reverse tree, and names that must not leave the host (RFC 6762, 7686).
+pub(super) fn decide(question: &Question, names: &dyn Names, observe: bool) -> Decision {
+    let labels = question.labels();
+    let qtype = question.qtype();
+    match special::special(&labels) {
+        Some(Special::Localhost) => return Decision::Loopback,
+        Some(Special::Canary) => return Decision::Deny(Refusal { rule: None, reason: Reason::Canary }),
+        Some(Special::Reverse(address)) => return Decision::Reverse(address),
+        Some(Special::ReverseTree | Special::Nat64Probe) => return Decision::NoData,
+        None => {}
+    }
+    let refuse = |rule, reason| Some(Refusal { rule, reason });
+    let (rules, refusal) = match names.verdict(&labels) {
+        NameVerdict::Allow { rules } => (rules, None),
+        NameVerdict::Deny { rule } => (Vec::new(), refuse(Some(rule), Reason::DenyRule)),
+        NameVerdict::Ancestor => (Vec::new(), refuse(None, Reason::Ancestor)),
+        NameVerdict::Unlisted if special::is_local(&labels) => (Vec::new(), refuse(None, Reason::Local)),
+        NameVerdict::Unlisted => (Vec::new(), refuse(None, Reason::Unlisted)),
+    };
+    let forward = is_address(qtype) || observe && !matches!(qtype, rtype::SVCB | rtype::HTTPS);
+    match refusal {
+        Some(refusal) if !observe || special::never_forwarded(&labels) => Decision::Deny(refusal),
+        // HTTPS and SVCB have no data: their hints would be addresses without a permit, and ECH would hide the name.
+        _ if !forward => Decision::NoData,
+        refusal => Decision::Forward { rules, refusal },
+    }
+}
+
+pub(super) fn is_address(qtype: u16) -> bool {
+    matches!(qtype, rtype::A | rtype::AAAA)
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -1,0 +1,267 @@
+//! One sandbox's answers: what can be said at once is said in the receive loop, the rest becomes a [`Miss`].
+
+use super::{
+    budget::{Budget, Verdict},
+    config::Config,
+    counters::Counters,
+    event::{Clients, Denial, DnsEvent, DnsEvents, Reason},
+    gate::{self, Decision, Refusal},
+    name::Name,
+    permits::Permits,
+    rebinding::Protected,
+    reply::{self, Content, Ede, Records},
+    special,
+    twins::Twins,
+    upstream::{Schedule, Upstreams},
+    wire::{self, Query, Rcode, Silence, rtype},
+};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+use tokio::sync::{Notify, Semaphore};
+
+/// Life of what the policy says: short, for a policy may change.
+pub(super) const POLICY_TTL: u32 = 5;
+const LOOPBACK_TTL: u32 = 60;
+/// Questions that are with upstreams at a time.
+const MAX_IN_FLIGHT: usize = 256;
+/// Questions that are with upstreams or wait for their turn.
+const MAX_QUEUED: usize = 1024;
+/// Names in one PTR answer.
+const MAX_POINTERS: usize = 8;
+
+/// IP protocol numbers (IANA).
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+
+/// Where a query came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub(super) protocol: u8,
+    pub(super) port: u16,
+}
+
+impl Peer {
+    /// Octets that an answer to it may have.
+    pub(super) fn limit(self, query: &Query) -> usize {
+        if self.protocol == UDP { query.udp_limit() } else { usize::from(u16::MAX) }
+    }
+}
+
+/// A policy in force, and the upstreams that belong to it. Who holds the one that [`Responder::current`] gave knows by
+/// pointer whether it still is.
+pub(super) struct State {
+    pub(super) config: Config,
+    pub(super) upstreams: Arc<Upstreams>,
+    pub(super) protected: Protected,
+}
+
+impl State {
+    /// What was learned of the upstreams is kept where `previous` has the same ones.
+    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Arc<Self> {
+        let mut protected = config.protected.clone();
+        protected.extend(config.servers.iter().map(std::net::SocketAddr::ip));
+        let upstreams = match previous {
+            Some(previous) if previous.config.servers == config.servers => Arc::clone(&previous.upstreams),
+            _ => Arc::new(Upstreams::new(&config.servers, schedule)),
+        };
+        Arc::new(Self { config, upstreams, protected })
+    }
+}
+
+/// A question that upstream has to answer.
+pub(super) struct Miss {
+    pub(super) query: Query,
+    pub(super) peer: Peer,
+    pub(super) state: Arc<State>,
+    pub(super) rules: Vec<usize>,
+}
+
+/// What became of a message.
+pub(super) enum Step {
+    /// Nothing is to be sent.
+    Silent,
+    /// The answer is in the buffer.
+    Answered,
+    /// It takes an upstream.
+    Ask(Box<Miss>),
+}
+
+/// Everything that answering needs but sockets.
+pub(super) struct Responder {
+    state: Mutex<Arc<State>>,
+    budget: Mutex<Budget>,
+    pub(super) permits: Arc<dyn Permits>,
+    clients: Arc<dyn Clients>,
+    pub(super) events: Arc<dyn DnsEvents>,
+    pub(super) counters: Counters,
+    pub(super) in_flight: Semaphore,
+    pub(super) queue: Semaphore,
+    pub(super) twins: Twins,
+    /// Told when a task panicked.
+    pub(super) defect: Notify,
+}
+
+impl Responder {
+    pub(super) fn new(
+        state: Arc<State>,
+        permits: Arc<dyn Permits>,
+        clients: Arc<dyn Clients>,
+        events: Arc<dyn DnsEvents>,
+    ) -> Self {
+        Self {
+            budget: Mutex::new(Budget::new(state.config.queries_per_second, Instant::now())),
+            state: Mutex::new(state),
+            permits,
+            clients,
+            events,
+            counters: Counters::default(),
+            in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            queue: Semaphore::new(MAX_QUEUED),
+            twins: Twins::default(),
+            defect: Notify::new(),
+        }
+    }
+
+    /// The policy lock. A permit is written with it held, so whoever replaces the state knows that no permit of the old one
+    /// is written afterwards.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Arc<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn current(&self) -> Arc<State> {
+        Arc::clone(&self.lock())
+    }
+
+    /// Puts another policy in force.
+    pub(super) fn replace(&self, state: Arc<State>) {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).set_rate(state.config.queries_per_second);
+        *self.lock() = state;
+    }
+
+    /// Takes a client's message; an answer goes into `out`.
+    pub(super) fn receive(&self, message: &[u8], peer: Peer, out: &mut Vec<u8>) -> Step {
+        self.counters.received.add(1);
+        let verdict = self.spend();
+        if verdict == Verdict::Drop {
+            self.counters.dropped.add(1);
+            return Step::Silent;
+        }
+        let (query, refusal) = match wire::read(message) {
+            Ok(read) => read,
+            Err(silence) => {
+                match silence {
+                    Silence::Short => self.counters.short.add(1),
+                    Silence::Response => self.counters.responses.add(1),
+                }
+                return Step::Silent;
+            }
+        };
+        let content = match refusal {
+            Some(rcode) => {
+                self.counters.refused.add(1);
+                Content::code(rcode)
+            }
+            None if verdict == Verdict::Refuse => {
+                self.counters.over_budget.add(1);
+                Content::fail(Ede::RATE)
+            }
+            None => {
+                let state = self.current();
+                return match self.judge(&query, peer, &state, out) {
+                    Some(rules) => Step::Ask(Box::new(Miss { query, peer, state, rules })),
+                    None => Step::Answered,
+                };
+            }
+        };
+        reply::write(&query, &content, peer.limit(&query), out);
+        Step::Answered
+    }
+
+    fn spend(&self) -> Verdict {
+        let now = Instant::now();
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = budget.take(now);
+        let report = budget.report(now);
+        drop(budget);
+        if let Some((refused, dropped)) = report {
+            self.events.dns_event(DnsEvent::Budget { refused, dropped });
+        }
+        verdict
+    }
+
+    /// The rules by which a question goes upstream; otherwise its answer is in `out`.
+    pub(super) fn judge(&self, query: &Query, peer: Peer, state: &State, out: &mut Vec<u8>) -> Option<Vec<usize>> {
+        let decision = gate::decide(&query.question, &*state.config.names, state.config.observe);
+        let qtype = query.question.qtype();
+        let pointers;
+        let loopback;
+        let content = match decision {
+            Decision::Forward { rules, refusal } => {
+                if let Some(refusal) = refusal {
+                    self.events.dns_event(DnsEvent::WouldDeny(self.denial(query, peer, refusal)));
+                }
+                return Some(rules);
+            }
+            Decision::Deny(refusal) => self.deny(query, peer, refusal),
+            Decision::NoData => Content::nodata(POLICY_TTL, None),
+            Decision::Loopback => {
+                loopback = match qtype {
+                    rtype::A => [IpAddr::V4(Ipv4Addr::LOCALHOST)],
+                    _ => [IpAddr::V6(Ipv6Addr::LOCALHOST)],
+                };
+                if gate::is_address(qtype) {
+                    found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL })
+                } else {
+                    Content::nodata(POLICY_TTL, None)
+                }
+            }
+            Decision::Reverse(address) => {
+                pointers = self.pointers(address);
+                match qtype {
+                    _ if pointers.is_empty() => Content::nxdomain(POLICY_TTL, None),
+                    rtype::PTR => found(Records::Pointers { names: &pointers, ttl: POLICY_TTL }),
+                    _ => Content::nodata(POLICY_TTL, None),
+                }
+            }
+        };
+        reply::write(query, &content, peer.limit(query), out);
+        None
+    }
+
+    fn pointers(&self, address: IpAddr) -> Vec<Name> {
+        if address.to_canonical().is_loopback() {
+            return special::localhost().into_iter().collect();
+        }
+        // A name too long to be printed whole does not come back, or not as a name.
+        self.permits.names_of(address).iter().filter_map(|name| name.parse().ok()).take(MAX_POINTERS).collect()
+    }
+
+    /// Reports a denial and says what the client is told: where something below the name is allowed, the name must seem to
+    /// be there, or a cache in the sandbox would deny what is below it too (RFC 8020).
+    pub(super) fn deny(&self, query: &Query, peer: Peer, refusal: Refusal) -> Content<'static> {
+        self.counters.denied.add(1);
+        let content = match refusal.reason {
+            Reason::Ancestor => Content::nodata(POLICY_TTL, Some(Ede::NOT_ALLOWED)),
+            _ => Content::nxdomain(POLICY_TTL, Some(Ede::NOT_ALLOWED)),
+        };
+        self.events.dns_event(DnsEvent::Denied(self.denial(query, peer, refusal)));
+        content
+    }
+
+    pub(super) fn denial(&self, query: &Query, peer: Peer, refusal: Refusal) -> Denial {
+        Denial {
+            name: query.question.name(),
+            qtype: query.question.qtype(),
+            client: self.clients.client(peer.protocol, peer.port),
+            rule: refusal.rule,
+            reason: refusal.reason,
+        }
+    }
+}
+
+pub(super) fn found(records: Records<'_>) -> Content<'_> {
+    Content { records, ..Content::code(Rcode::NoError) }
+}

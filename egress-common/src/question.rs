@@ -1,0 +1,199 @@
+//! A destination to judge, in the form that the kernel can hand from function to function.
+
+use crate::{
+    addr::Addr,
+    destination::{Protocols, is_name_service},
+    packet::{Flow, protocol},
+    permit::rule_flags,
+};
+
+/// Where the question is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Path {
+    /// A socket call: the route is not known yet.
+    Socket = 0,
+    /// A packet on the loopback device.
+    Loopback = 1,
+    /// A packet on any other device, or on the sandbox's own device.
+    Wire = 2,
+}
+
+/// How a rule is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Mode {
+    /// As an allow.
+    Allow = 0,
+    /// As an allow for a destination that only an address line of the policy may open.
+    AllowStatic = 1,
+    /// As a deny.
+    Deny = 2,
+    /// As a list of welcome peers.
+    Inbound = 3,
+    /// Is it still there?
+    Exists = 4,
+}
+
+/// A destination to judge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Question {
+    /// Destination address as written.
+    pub dst: Addr,
+    /// Everything else.
+    pub asked: Asked,
+}
+
+const PORT: u64 = 0xffff;
+const HAS_PORT: u64 = 1 << 16;
+const PROTOCOL_SHIFT: u32 = 17;
+const IS_ICMP: u64 = 1 << 19;
+const IS_ECHO: u64 = 1 << 20;
+const PATH_SHIFT: u32 = 21;
+/// Ranges of more than one port count: always in a deny; in an allow unless the port is a name service's.
+const WIDE_COUNTS: u64 = 1 << 23;
+const NAME_SERVICE_SHIFT: u32 = 24;
+const MODE_SHIFT: u32 = 32;
+const MASK_SHIFT: u32 = 40;
+const VALUE_SHIFT: u32 = 44;
+/// Every mode asks for the rule's kind.
+const KIND_MASK: u64 = ((rule_flags::DENY | rule_flags::INBOUND) as u64) << MASK_SHIFT;
+/// What a change of mode keeps.
+const KEEP: u64 = 0xffff_ffff & !WIDE_COUNTS;
+
+const ECHO_REQUEST_V4: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
+
+/// Port, protocol, path and mode in one number: bits 0-15 the port, 16 whether there is one, 17-18 [`Protocols`], 19 ICMP,
+/// 20 an echo request, 21-22 [`Path`], 23 whether ranges of more than one port count, 24 a name service's port,
+/// 32-34 [`Mode`], 40-42 which rule flags it looks at, 44-46 what they must be.
+///
+/// One opaque number on purpose: the verifier follows every constant that it can tell apart, and would walk each function
+/// once for every combination of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Asked(pub u64);
+
+impl Asked {
+    /// `port` is in host order, `None` where there is none to see (fragments other than the first); `ip_protocol` is the
+    /// IANA number; `icmp_type` counts where that is ICMP.
+    #[inline(always)]
+    pub const fn new(path: Path, ip_protocol: u8, port: Option<u16>, icmp_type: u8) -> Self {
+        let mut word = (path as u64) << PATH_SHIFT | (Protocols::of(ip_protocol).0 as u64) << PROTOCOL_SHIFT;
+        if matches!(ip_protocol, protocol::ICMP | protocol::ICMPV6) {
+            word |= IS_ICMP;
+            if matches!(icmp_type, ECHO_REQUEST_V4 | ECHO_REQUEST_V6) {
+                word |= IS_ECHO;
+            }
+        } else if let Some(port) = port {
+            word |= HAS_PORT | port as u64 | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT;
+        }
+        Self(word)
+    }
+
+    /// The question that a packet asks.
+    #[inline(always)]
+    pub const fn of(flow: &Flow, path: Path) -> Self {
+        let port = if flow.tail { None } else { Some(flow.dst_port) };
+        Self::new(path, flow.protocol, port, flow.detail)
+    }
+
+    /// Asks a rule whether it is still there.
+    pub const EXISTS: Self = Self((Mode::Exists as u64) << MODE_SHIFT);
+
+    /// The same question, read in another mode.
+    #[inline(always)]
+    pub const fn read_as(self, mode: Mode) -> Self {
+        if let Mode::AllowStatic = mode {
+            return self.as_allow(true);
+        }
+        let wide = if let Mode::Deny = mode { WIDE_COUNTS } else { self.wide_in_allow() };
+        let flags = match mode {
+            Mode::Deny => rule_flags::DENY,
+            Mode::Inbound => rule_flags::INBOUND,
+            Mode::Allow | Mode::AllowStatic | Mode::Exists => 0,
+        };
+        Self(self.0 & KEEP | wide | (mode as u64) << MODE_SHIFT | KIND_MASK | (flags as u64) << VALUE_SHIFT)
+    }
+
+    /// The same question as an allow; `static_only` where only an address line may answer.
+    #[inline(always)]
+    pub const fn as_allow(self, static_only: bool) -> Self {
+        // Mode::AllowStatic is Mode::Allow plus one, and looks at one flag more, which must be set.
+        let one = static_only as u64;
+        let flag = one * rule_flags::STATIC as u64;
+        Self(self.0 & KEEP | self.wide_in_allow() | one << MODE_SHIFT | KIND_MASK | flag << MASK_SHIFT | flag << VALUE_SHIFT)
+    }
+
+    #[inline(always)]
+    const fn wide_in_allow(self) -> u64 {
+        // The name service bit, turned over, in the place of WIDE_COUNTS.
+        (self.0 >> 1 & WIDE_COUNTS) ^ WIDE_COUNTS
+    }
+
+    /// How far beyond its first port a range that counts may reach.
+    #[inline(always)]
+    pub const fn widest(self) -> u32 {
+        (self.0 / WIDE_COUNTS & 1) as u32 * u16::MAX as u32
+    }
+
+    /// Port, host order; 0 where there is none.
+    #[inline(always)]
+    pub const fn port(self) -> u16 {
+        (self.0 & PORT) as u16
+    }
+
+    /// True where there is a port.
+    #[inline(always)]
+    pub const fn has_port(self) -> bool {
+        self.0 & HAS_PORT != 0
+    }
+
+    /// TCP or UDP, or neither.
+    #[inline(always)]
+    pub const fn protocol(self) -> Protocols {
+        Protocols((self.0 >> PROTOCOL_SHIFT & 3) as u32)
+    }
+
+    /// True for a protocol that a verdict can be asked for.
+    #[inline(always)]
+    pub const fn is_known(self) -> bool {
+        self.0 & (3 << PROTOCOL_SHIFT | IS_ICMP) != 0
+    }
+
+    /// True for ICMP and ICMPv6.
+    #[inline(always)]
+    pub const fn is_icmp(self) -> bool {
+        self.0 & IS_ICMP != 0
+    }
+
+    /// True for an echo request.
+    #[inline(always)]
+    pub const fn is_echo(self) -> bool {
+        self.0 & IS_ECHO != 0
+    }
+
+    /// True on this path.
+    #[inline(always)]
+    pub const fn is_on(self, path: Path) -> bool {
+        self.0 >> PATH_SHIFT & 3 == path as u64
+    }
+
+    /// [`Mode`] as a number.
+    #[inline(always)]
+    pub const fn mode(self) -> u32 {
+        (self.0 >> MODE_SHIFT & 7) as u32
+    }
+
+    /// Which of a rule's flags the mode looks at.
+    #[inline(always)]
+    pub const fn flag_mask(self) -> u32 {
+        (self.0 >> MASK_SHIFT & 7) as u32
+    }
+
+    /// What they must be.
+    #[inline(always)]
+    pub const fn flag_value(self) -> u32 {
+        (self.0 >> VALUE_SHIFT & 7) as u32
+    }
+}

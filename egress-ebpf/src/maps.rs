@@ -1,0 +1,249 @@
+//! The maps, and how the verdict looks things up in them. Sizes are defaults: the loader sets what a policy needs.
+
+#![expect(
+    deprecated,
+    reason = "CGRP_STORAGE, the successor of CGROUP_STORAGE, follows the current task instead of the socket's cgroup and needs 6.2"
+)]
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::SkStorage,
+    helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::{btf_map, map},
+    maps::{Array, CgroupStorage, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use egress_common::{
+    addr::{Addr, Class},
+    event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
+    packet::FlowKey,
+    permit::{Grant, Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by},
+    question::{Asked, Question},
+    sandbox::{Identity, Sandbox},
+    verdict::{FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant, judge_network, judge_permit},
+};
+use core::mem::MaybeUninit;
+
+#[map]
+pub(crate) static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();
+#[map]
+pub(crate) static SANDBOXES: Array<Sandbox> = Array::with_max_entries(2, 0);
+#[map]
+pub(crate) static RULES: Array<Rule> = Array::with_max_entries(64, 0);
+#[map]
+pub(crate) static PERMITS: HashMap<PermitKey, Permit> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static NETWORKS: LpmTrie<NetworkKey, Network> = LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static OWN: HashMap<PermitKey, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static DEVICES: HashMap<u32, Identity> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static SOURCES: HashMap<PermitKey, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FLOWS: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static CLIENTS: LruHashMap<ClientKey, Client> = LruHashMap::with_max_entries(256, 0);
+#[map]
+pub(crate) static DENIALS: LruHashMap<DenialKey, Denial> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+#[btf_map]
+pub(crate) static ORIGINS: SkStorage<Origin> = SkStorage::new();
+#[btf_map]
+pub(crate) static CONNECTED: SkStorage<Connected> = SkStorage::new();
+
+/// Stands in for cgroup storage under BPF_PROG_TEST_RUN, where storage is zero. All zero in production, where the
+/// verifier sees a frozen constant and drops the branch.
+// SAFETY: the name is the loader's handle on this global, and no other item has it.
+#[unsafe(no_mangle)]
+static TEST_IDENTITY: Identity = Identity { slot: 0, reserved: 0, nonce: 0 };
+
+/// The sandbox that a hook runs for, with the slot at which it was found.
+#[derive(Clone, Copy)]
+pub(crate) struct Tenant {
+    pub(crate) slot: u32,
+    pub(crate) sandbox: &'static Sandbox,
+}
+
+/// The sandbox of the cgroup to which the running program is attached; `None` = nobody, denied.
+#[inline(always)]
+pub(crate) fn tenant() -> Option<Tenant> {
+    // SAFETY: the kernel gives the storage of the attached cgroup, or of nobody, but always memory of this size.
+    let mut identity = unsafe { IDENTITY.get_ptr_mut().read() };
+    if identity.slot == 0 {
+        // SAFETY: a valid static; volatile, because the loader may have given it another value than the source shows.
+        identity = unsafe { core::ptr::read_volatile(&raw const TEST_IDENTITY) };
+    }
+    tenant_of(&identity)
+}
+
+/// The sandbox that an identity names, if its slot still belongs to it.
+#[inline(always)]
+pub(crate) fn tenant_of(identity: &Identity) -> Option<Tenant> {
+    if identity.slot == 0 {
+        return None;
+    }
+    let sandbox = SANDBOXES.get(identity.slot)?;
+    if sandbox.nonce == 0 || sandbox.nonce != identity.nonce {
+        return None;
+    }
+    Some(Tenant { slot: identity.slot, sandbox })
+}
+
+/// Coarse monotonic nanoseconds (5.11): a plain clock read costs more than the rest of the verdict.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: takes nothing and touches nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// A key placed so that the addresses behind its first word lie on eight bytes, and each half is stored at once.
+#[repr(C, align(8))]
+pub(crate) struct Placed<K> {
+    gap: MaybeUninit<u32>,
+    pub(crate) key: K,
+}
+
+impl<K> Placed<K> {
+    #[inline(always)]
+    pub(crate) fn new(key: K) -> Self {
+        Self { gap: MaybeUninit::uninit(), key }
+    }
+}
+
+/// A key that begins with an address, or has it behind two words.
+#[repr(C, align(8))]
+pub(crate) struct Aligned<K>(pub(crate) K);
+
+// The steps of a verdict as global BPF functions of plain numbers: the verifier checks each once, instead of once for
+// every path that leads to each of its calls, and whoever calls one sees numbers that it cannot tell apart. All are 64
+// bits wide: narrower ones are cut to size, by two instructions each, on both sides of a call.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn covers_at(index: u64, start: u64, asked: u64) -> u64 {
+    RULES.get(index as u32).is_some_and(|rule| rule.covers_at(start as usize, Asked(asked))).into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn match_at(index: u64, tag: u64, slot: u64, asked: u64) -> u64 {
+    let asked = Asked(asked);
+    match_rule_by(RULES.get(index as u32), tag as u32, slot as u32, asked, |rule, start| {
+        // Nearly every rule is answered by the first look.
+        if start == 0 { rule.covers_at(0, asked) } else { covers_at(index, start as u64, asked.0) != 0 }
+    }) as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn class_at(high: u64, low: u64) -> u64 {
+    Addr::unpack(high, low).class() as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_permit_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    judge_permit(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_grant_at(slot: u64, expires_ns: u64, index: u64, tag: u64, asked: u64) -> u64 {
+    let rule = RuleRef { index: index as u32, tag: tag as u32 };
+    judge_grant(slot as u32, Grant { expires_ns, rule }, Asked(asked), &KernelTables).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_network_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    judge_network(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn decide_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    let slot = slot as u32;
+    let Some(sandbox) = SANDBOXES.get(slot) else { return Verdict::from(Reason::NoSandbox).0 };
+    decide(slot, sandbox, Question { dst: Addr::unpack(high, low), asked: Asked(asked) }, &KernelTables).0
+}
+
+/// Decides one destination for the tenant.
+#[inline(always)]
+pub(crate) fn judge(tenant: Tenant, question: Question) -> Verdict {
+    let (high, low) = question.dst.pack();
+    Verdict(decide_at(tenant.slot.into(), high, low, question.asked.0))
+}
+
+/// The maps as the verdict sees them.
+pub(crate) struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit> {
+        // SAFETY: the value may change under us; each grant is judged by its own rule's tag, so a torn read opens
+        // nothing that some permit of this sandbox does not open.
+        unsafe { PERMITS.get(&Placed::new(PermitKey { slot, addr }).key) }
+    }
+
+    #[inline(always)]
+    fn network(&self, slot: u32, addr: Addr) -> Option<&Network> {
+        NETWORKS.get(&Aligned(Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot, addr })).0)
+    }
+
+    #[inline(always)]
+    fn class(&self, addr: Addr) -> Class {
+        let (high, low) = addr.pack();
+        match class_at(high, low) {
+            0 => Class::Global,
+            1 => Class::Loopback,
+            2 => Class::Restricted,
+            _ => Class::Tunnel,
+        }
+    }
+
+    #[inline(always)]
+    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        let (high, low) = addr.pack();
+        Verdict(judge_permit_at(slot.into(), high, low, asked.0))
+    }
+
+    #[inline(always)]
+    fn judge_grant(&self, slot: u32, grant: Grant, asked: Asked) -> Verdict {
+        Verdict(judge_grant_at(slot.into(), grant.expires_ns, grant.rule.index.into(), grant.rule.tag.into(), asked.0))
+    }
+
+    #[inline(always)]
+    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        let (high, low) = addr.pack();
+        Verdict(judge_network_at(slot.into(), high, low, asked.0))
+    }
+
+    #[inline(always)]
+    fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
+        match match_at(rule.index.into(), rule.tag.into(), slot.into(), asked.0) {
+            2 => Match::Hit,
+            1 => Match::OtherPort,
+            _ => Match::Missing,
+        }
+    }
+
+    #[inline(always)]
+    fn is_own(&self, slot: u32, addr: Addr) -> bool {
+        OWN.get_ptr(&Placed::new(PermitKey { slot, addr }).key).is_some()
+    }
+
+    #[inline(always)]
+    fn is_listener(&self, key: &ListenerKey) -> bool {
+        LISTENERS.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+}

@@ -1,0 +1,127 @@
+//! What happens once: starting a command, a permit for one more name, memory.
+
+use super::{median, table::Results};
+use anyhow::{Context as _, Result, ensure};
+use lab::{Entry, Lab};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+pub(super) const PROGRAM_NS: &str = "program_ns";
+pub(super) const LOAD_MS: &str = "load_ms";
+pub(super) const ATTACH_MS: &str = "attach_ms";
+pub(super) const RUN_MS: &str = "run_ms";
+pub(super) const PERMIT_US: &str = "permit_us";
+
+/// Names that are asked for once each, so that no cache answers.
+const NAMES: usize = 500;
+
+pub(super) fn measure(rounds: usize, results: &mut Results) -> Result<()> {
+    let lab = Lab::without_capture();
+    results.figures.insert(RUN_MS, run_more_than_true(&lab, rounds)?);
+    results.figures.insert(PERMIT_US, permit(&lab)?);
+    Ok(())
+}
+
+/// `egressd run -- true` less `true`, both from the same directory of the same namespace.
+fn run_more_than_true(lab: &Lab, rounds: usize) -> Result<f64> {
+    let mut more_ms = Vec::new();
+    for round in 0..=rounds {
+        let with = lab.egressd("run").flags("--allow 198.51.100.10").program(&["true"]).output();
+        ensure!(with.code == Some(0), "egressd run -- true: {with}");
+        let without = lab.box_ns().sh("exec true");
+        if round > 0 {
+            more_ms.push((with.took.as_secs_f64() - without.took.as_secs_f64()) * 1000.0);
+        }
+    }
+    Ok(median(&mut more_ms))
+}
+
+/// Median of a look-up of a new name from inside, less the same from outside: gate, upstream, permit, answer.
+fn permit(lab: &Lab) -> Result<f64> {
+    for index in 0..2 * NAMES {
+        lab.zone().put(&format!("n{index}.bench.test"), Entry::at(&["198.51.100.11"]));
+    }
+    let server = SocketAddr::new(lab::DNS, 53);
+    let direct_us = lab.box_ns().enter(|| look_up(server, NAMES..2 * NAMES))?;
+    let program = std::env::current_exe()?;
+    let program = [program.to_string_lossy().into_owned(), "look-up".into(), server.to_string(), NAMES.to_string()];
+    let inside = lab.egressd("run").arg("--allow").arg("*.bench.test").program(&program).output();
+    ensure!(inside.code == Some(0), "look-ups from inside: {inside}");
+    let inside_us: f64 = inside.stdout.trim().parse().context("look-ups from inside told no time")?;
+    Ok(inside_us - direct_us)
+}
+
+/// The part of [`permit`] that runs inside.
+pub(crate) fn look_up_and_print(server: SocketAddr, names: usize) -> Result<()> {
+    println!("{}", look_up(server, 0..names)?);
+    Ok(())
+}
+
+/// Median time of an A query for each name, in microseconds.
+fn look_up(server: SocketAddr, names: std::ops::Range<usize>) -> Result<f64> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut took_us = Vec::new();
+    let mut answer = [0; 512];
+    for index in names {
+        let query = query(index as u16, &format!("n{index}.bench.test"));
+        let started = Instant::now();
+        socket.send(&query)?;
+        let length = socket.recv(&mut answer)?;
+        took_us.push(started.elapsed().as_nanos() as f64 / 1000.0);
+        // RFC 1035, 4.1.1: the id, RCODE in the low bits of byte 3, ANCOUNT in bytes 6 and 7.
+        let right = answer.get(..2) == query.get(..2) && answer[3] % 16 == 0 && answer[6..8] != [0, 0];
+        ensure!(length >= 12 && right, "n{index}.bench.test: no address in the answer");
+    }
+    Ok(median(&mut took_us))
+}
+
+/// RFC 1035, 4.1: an A query with recursion desired.
+fn query(id: u16, name: &str) -> Vec<u8> {
+    let mut bytes = id.to_be_bytes().to_vec();
+    bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+/// Bytes that the kernel holds for the BPF maps and programs of a process, each counted once.
+pub(super) fn kernel_bytes(pid: i32) -> Result<u64> {
+    let dir = format!("/proc/{pid}/fdinfo");
+    let (mut seen, mut sum) = (BTreeSet::new(), 0);
+    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {dir}"))? {
+        // A descriptor may be closed between listing and reading.
+        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let id = field("map_id:")
+            .map(|id| ("map", id.to_owned()))
+            .or(field("prog_id:").map(|id| ("program", id.to_owned())));
+        if let (Some(id), Some(bytes)) = (id, field("memlock:"))
+            && seen.insert(id)
+        {
+            sum += bytes.parse::<u64>()?;
+        }
+    }
+    ensure!(sum > 0, "process {pid} holds no BPF map");
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_as_rfc_1035_has_it() {
+        let bytes = query(0x1234, "n1.bench.test");
+        assert_eq!(bytes[..12], [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[12..], *b"\x02n1\x05bench\x04test\0\0\x01\0\x01");
+    }
+}

@@ -1,0 +1,161 @@
+//! `cargo xtask test`: style, unit tests, root tests, demo. Builds as the caller, tests as root.
+
+use crate::{
+    cargo, demo, invoker, setup, style,
+    tally::{self, Stage, Tally},
+};
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+/// Longest time that one test binary may take: a hang is a failure, not a wait.
+const LIMIT: Duration = Duration::from_mins(25);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run these stages alone
+    #[arg(long, value_enum)]
+    only: Vec<Which>,
+    /// Names of tests (parts of them), passed to the test binaries
+    #[arg(last = true)]
+    filters: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    Style,
+    Unit,
+    Root,
+    Demo,
+}
+
+impl Which {
+    const ALL: [Self; 4] = [Self::Style, Self::Unit, Self::Root, Self::Demo];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Style => "style",
+            Self::Unit => "unit",
+            Self::Root => "root",
+            Self::Demo => "demo",
+        }
+    }
+}
+
+/// True when all is green.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    setup::ready()?;
+    let mut stages = Vec::new();
+    for which in Which::ALL {
+        if !options.only.is_empty() && !options.only.contains(&which) {
+            continue;
+        }
+        let started = Instant::now();
+        let tally = match which {
+            Which::Style => style::run(),
+            Which::Unit => unit(&options.filters),
+            Which::Root => root(&options.filters),
+            Which::Demo => demo::run(),
+        };
+        // A stage that could not run is one failure; the others still tell what they can.
+        let mut tally = tally.unwrap_or_else(|error| {
+            eprintln!("{}: {error:#}", which.name());
+            Tally::FAILED
+        });
+        if tally == Tally::default() && options.filters.is_empty() {
+            eprintln!("{}: nothing ran", which.name());
+            tally = Tally::FAILED;
+        }
+        stages.push(Stage { name: which.name(), tally, took: started.elapsed() });
+    }
+    Ok(tally::close(&stages))
+}
+
+fn unit(filters: &[String]) -> Result<Tally> {
+    let mut command = cargo::command(&["test", "--locked", "--no-fail-fast", "--workspace"])?;
+    command.args(["--exclude", "egress-tests", "--exclude", "egress-ebpf", "--"]).args(filters);
+    run_counted(command, Show::Lines)
+}
+
+fn root(filters: &[String]) -> Result<Tally> {
+    let egressd = cargo::build_egressd(&[])?;
+    let tests = cargo::executables(cargo::command(&["test", "--locked", "--package", "egress-tests", "--no-run"])?)?;
+    if !invoker::is_root() {
+        bail!("these tests make namespaces, cgroups and BPF programs: sudo make test");
+    }
+    let mut tally = Tally::default();
+    for test in tests {
+        let mut command = Command::new(&test.path);
+        command.args(filters).current_dir(&test.package_dir);
+        as_root_test(&mut command, &egressd);
+        tally.add(run_counted(command, Show::Lines)?);
+    }
+    Ok(tally)
+}
+
+/// What a root test finds in its environment. Strict: a test that cannot look fails.
+pub(crate) fn as_root_test(command: &mut Command, egressd: &Path) {
+    command.env("EGRESS_LAB_STRICT", "1").env("EGRESSD_BIN", egressd);
+}
+
+/// What becomes of the output of a test binary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Show {
+    Lines,
+    Nothing,
+}
+
+/// Runs a command that runs libtest binaries, and adds up their results.
+pub(crate) fn run_counted(mut command: Command, show: Show) -> Result<Tally> {
+    let name = cargo::readable(&command);
+    if show == Show::Nothing {
+        command.stderr(Stdio::null());
+    }
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {name}"))?;
+    let lines = lines_of(&mut child)?;
+    let deadline = Instant::now() + LIMIT;
+    let mut tally = Tally::default();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                tally.add(Tally::from_result_line(&line).unwrap_or_default());
+                if show == Show::Lines {
+                    println!("{line}");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                child.kill()?;
+                child.wait()?;
+                bail!("{name}: not done after {} min, killed", LIMIT.as_secs() / 60);
+            }
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        // It did not build, or it died without a result line.
+        eprintln!("{name}: {status}");
+        tally.add(Tally::FAILED);
+    }
+    Ok(tally)
+}
+
+fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<String>> {
+    let stdout = child.stdout.take().context("stdout is not a pipe")?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(receiver)
+}
