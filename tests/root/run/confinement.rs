@@ -63,7 +63,7 @@ fn only_what_is_kept_stays_open() {
         let child = sleeper(&cgroup, |command| command.keep_fds = KeptFds::check(keep).unwrap());
         let expected: BTreeSet<i32> = (0..=2).chain(keep.iter().copied()).collect();
         // The dynamic loader has files open for a moment.
-        until("exactly the kept descriptors", || {
+        until(LIMIT, "exactly the kept descriptors", || {
             let fds = fs::read_dir(format!("/proc/{}/fd", child.pid())).unwrap();
             expected == fds.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
         });

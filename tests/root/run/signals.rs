@@ -148,7 +148,7 @@ fn what_cmd_dies_of_is_told() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGQUIT, 131)] {
         let follower = Follower::start("echo ready; exec sleep 1000", |_| {});
         follower.expect("ready");
-        until("CMD executes sleep", || {
+        until(LIMIT, "CMD executes sleep", || {
             let pids = follower.cgroup.procs().unwrap();
             pids.iter().any(|pid| status(*pid, "Name") == "sleep")
         });
