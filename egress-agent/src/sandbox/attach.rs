@@ -2,17 +2,18 @@
 //! first hook on the cgroup is closed; a failure after that takes back all that was made.
 
 use super::{
+    apply::apply,
     error::Error,
     level::{Level, Reached},
     live::{Kernel, Sandbox},
-    permits::{Permits, Table},
+    permits::{LEARNED_AT_MOST, Permits, Table},
     record::{Record, RuleLine, start_time},
     reporter::{Reporter, Scene, about},
     status,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, Image, Limits, RuleIds, compile},
+    compile::{Facts, Image, Limits, RuleIds, RuleText, compile, diff},
     datapath::{
         addresses, attach,
         bpffs::{self, PinRoot},
@@ -21,7 +22,7 @@ use crate::{
         load::{Capacity, Programs},
         netns::Netns,
         records::Records,
-        state_dir::StateDir,
+        state_dir::{StateDir, StateLock},
         tables::Tables,
     },
     dns,
@@ -35,7 +36,6 @@ use crate::{
 use egress_common::{
     addr::Addr,
     names::map,
-    permit::{NetworkKey, PermitKey},
     sandbox::Identity,
     verdict::ListenerKey,
 };
@@ -176,22 +176,19 @@ impl Builder {
         }
         drop(undo);
         if made.is_err() {
-            end_of_pins(&self.directories, root, &turn);
+            end_of_pins(&self.directories, root, turn);
         }
-        drop(turn);
         made
     }
 
     fn make(&self, cgroup: &Cgroup, plan: Plan, root: &PinRoot) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(root, &plan.name)?;
-        let capacity = Capacity {
-            sandboxes: 1,
-            rules: plan.limits.rules,
-            permits: plan.limits.permits,
-            networks: plan.limits.networks,
-        };
+        let capacity = plan.capacity;
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
+        if !plan.found.devices.is_empty() {
+            programs.load_device_programs()?;
+        }
         let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
         let records = Records::take(&mut programs)?;
         let nonce = rand::random::<u64>().max(1);
@@ -199,9 +196,9 @@ impl Builder {
 
         let listeners = plan.open_listeners()?;
         let facts = Facts { listener_port: listeners.as_ref().map_or(0, |found| found.port), ..plan.facts.clone() };
-        let mut ids = RuleIds::new();
+        let mut ids = RuleIds::new(capacity.rules);
         let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
-        write_image(&tables, &image, nonce, self.raw_sockets)?;
+        apply(&diff(&Image::empty(super::SLOT), &image), &image, nonce, &tables)?;
         let listener = listeners
             .as_ref()
             .map(|found| ListenerKey { netns_cookie: facts.netns_cookie, port: found.port.into(), reserved: 0 });
@@ -297,33 +294,9 @@ impl Builder {
 }
 
 pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let line = |(reference, text): (egress_common::permit::RuleRef, String)| RuleLine {
-        index: reference.index,
-        tag: reference.tag,
-        text,
-    };
-    image.rules.iter().map(|(reference, (_, text))| line((*reference, text.to_string()))).collect()
-}
-
-/// Fills empty maps: rules first, what refers to them second, the sandbox itself last.
-fn write_image(tables: &Tables, image: &Image, nonce: u64, raw_sockets: bool) -> Result<(), Error> {
-    for (reference, (rule, _)) in &image.rules {
-        tables.set_rule(reference.index, rule)?;
-    }
-    for (&(addr, prefix), network) in &image.networks {
-        tables.set_network(NetworkKey { slot: super::SLOT, addr }, prefix, network)?;
-    }
-    for (&addr, permit) in &image.permits {
-        tables.set_permit(&PermitKey { slot: super::SLOT, addr }, permit)?;
-    }
-    for &addr in &image.own {
-        tables.set_own(super::SLOT, addr)?;
-    }
-    let mut sandbox = image.sandbox(nonce);
-    if raw_sockets {
-        sandbox.flags |= egress_common::sandbox::flags::RAW_SOCKETS;
-    }
-    Ok(tables.set_sandbox(super::SLOT, sandbox)?)
+    let text = |text: &RuleText| text.origins().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let rules = image.rules.iter();
+    rules.map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) }).collect()
 }
 
 /// What is known before anything is made.
@@ -333,6 +306,7 @@ pub(super) struct Plan {
     pub(super) netns: Arc<Netns>,
     pub(super) facts: Facts,
     pub(super) limits: Limits,
+    capacity: Capacity,
     found: Found,
     servers: Vec<SocketAddr>,
     listens: bool,
@@ -368,11 +342,19 @@ impl Plan {
         if !own_netns {
             protected.extend(own_addresses.iter().copied());
         }
-        let facts = Facts { own_netns, netns_cookie: netns.cookie()?, own_addresses, protected, listener_port: 0 };
-        // Compiled once without effect: what cannot be enforced is refused before anything is made.
-        let limits = Limits::default();
-        compile(policy, &facts, super::SLOT, &mut RuleIds::new(), limits)?;
-        Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, found, servers, listens })
+        let facts = Facts {
+            own_netns,
+            netns_cookie: netns.cookie()?,
+            own_addresses,
+            protected,
+            listener_port: 0,
+            raw_sockets: builder.raw_sockets,
+        };
+        // Compiled once without effect: what cannot be enforced is refused before anything is made, and the maps are made
+        // as large as this policy and a later one of its kind need.
+        let image = compile(policy, &facts, super::SLOT, &mut RuleIds::new(u32::MAX), super::MOST)?;
+        let (limits, capacity) = sizes(&image);
+        Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, capacity, found, servers, listens })
     }
 
     fn open_listeners(&self) -> Result<Option<Listeners>, Error> {
@@ -443,6 +425,25 @@ impl Plan {
         let level = if missing.is_empty() { Level::L2 } else { Level::L1 };
         Reached { level: Some(level), text: level.to_string(), missing }
     }
+}
+
+/// Room for this image, and for another of twice its size beside it while a reload is applied. A hash map without entries costs
+/// 16 bytes for each that fits, so no map is made for more.
+fn sizes(image: &Image) -> (Limits, Capacity) {
+    let twice = |len: usize, least: usize| (len * 2).max(least);
+    let limits = Limits {
+        rules: twice(image.rules.len(), 64).min(super::MOST.rules),
+        networks: twice(image.networks.len(), 128).min(super::MOST.networks),
+        permits: twice(image.permits.len(), 128).min(super::MOST.permits),
+    };
+    let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let capacity = Capacity {
+        sandboxes: 1,
+        rules: entries(limits.rules * 2),
+        networks: entries(limits.networks * 2),
+        permits: entries(limits.permits + LEARNED_AT_MOST),
+    };
+    (limits, capacity)
 }
 
 /// Unique on the host: policy names may repeat, a cgroup's inode does not.
@@ -518,16 +519,15 @@ fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// After the last owner: the shared map's pin and the bpffs itself.
-pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: &crate::datapath::state_dir::StateLock) {
-    let last = root.owners().is_ok_and(|owners| owners.is_empty());
-    let ended = if last {
-        std::fs::remove_file(directories.listeners()).or_else(ignore_missing).map_err(Error::file(&directories.pin, "remove"))
-    } else {
-        Ok(())
-    };
-    if let Err(error) = ended.and_then(|()| Ok(root.release(turn).map(drop)?)) {
-        tracing::warn!(%error, "the bpffs is left mounted");
+/// After the last owner: the shared map's pin, the bpffs itself, and the lock.
+pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: StateLock) {
+    if !root.owners().is_ok_and(|owners| owners.is_empty()) {
+        return;
+    }
+    let ended = std::fs::remove_file(directories.listeners()).or_else(ignore_missing);
+    let ended = ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
+    if let Err(error) = ended.and_then(|()| Ok(turn.remove()?)) {
+        tracing::warn!(%error, "something of the last sandbox is left in the state or pin directory");
     }
 }
 

@@ -1,6 +1,7 @@
 //! A sandbox under enforcement, in the hands of the process that serves it.
 
 use super::{
+    apply::apply,
     attach::{Directories, Plan, end_of_pins, refuse_transient_mounts, rule_lines},
     error::Error,
     level::Reached,
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, RuleIds, compile},
+    compile::{Facts, RuleIds, compile, diff},
     datapath::{
         addresses,
         attach::{Hooked, disown},
@@ -137,15 +138,16 @@ impl Sandbox {
     /// In between, nothing is open that neither policy opens: denies come first, then what is no longer allowed goes, then
     /// denies that are gone, then what is new.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
-        let old_port = self.scene.permits.in_force().image.sandbox(0).listener_port;
-        let facts = Facts { listener_port: u16::try_from(old_port).unwrap_or_default(), ..self.plan.facts.clone() };
+        let listener_port = self.scene.permits.in_force().image.settings.listener_port;
+        let facts = Facts { listener_port, ..self.plan.facts.clone() };
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
         let image = compile(&policy, &facts, super::SLOT, &mut ids, self.plan.limits)?;
         let generation = self.record.generation + 1;
         {
             let mut in_force = self.scene.permits.in_force();
-            self.scene.permits.restamp(&image)?;
+            let changes = diff(&in_force.image, &image);
+            apply(&changes, &image, self.kernel.identity.nonce, &self.kernel.tables)?;
             in_force.generation = generation;
             in_force.policy = policy.clone();
             in_force.image = image;
@@ -249,7 +251,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, tables: Opti
     let root = PinRoot::open(&directories.pin, &turn)?;
     let Some(pins) = root.owner_dir(&record.name)? else {
         Record::remove(directories, &record.name)?;
-        end_of_pins(directories, root, &turn);
+        end_of_pins(directories, root, turn);
         return Ok(());
     };
     let opened;
@@ -273,7 +275,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, tables: Opti
     }
     root.remove_owner_dir(&record.name)?;
     Record::remove(directories, &record.name)?;
-    end_of_pins(directories, root, &turn);
+    end_of_pins(directories, root, turn);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! One sandbox: attach, update, events, detach. What the command line does, it does through here.
 
+mod apply;
 mod attach;
 mod build;
 mod end;
@@ -7,7 +8,6 @@ mod error;
 mod explain;
 mod level;
 mod live;
-mod names;
 pub mod needs;
 mod permits;
 mod record;
@@ -31,11 +31,14 @@ use crate::{
 /// The slot of the one sandbox that an owner has in this build.
 pub(crate) const SLOT: u32 = 1;
 
+/// The most that a sandbox's maps are made for. Rules have 16 bits in a verdict.
+pub(crate) const MOST: Limits = Limits { rules: 32_768, networks: 1 << 20, permits: 1 << 20 };
+
 /// Compiles without touching the kernel.
 ///
 /// # Errors
 /// A policy that cannot be enforced whole, by the figure that is exceeded.
 pub fn check(policy: &Policy) -> Result<(), Error> {
-    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(), Limits::default())?;
+    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(u32::MAX), MOST)?;
     Ok(())
 }

@@ -122,17 +122,6 @@ impl Permits {
         }
         self.tables.set_permit(&key, &permit)
     }
-
-    /// After a change of policy: stamps the new denies on every learned permit, before anything new opens.
-    pub(super) fn restamp(&self, image: &Image) -> Result<(), TableError> {
-        for (key, permit) in self.tables.permits(self.slot)? {
-            let deny = image.deny_for(key.addr);
-            if deny != permit.deny {
-                self.tables.set_permit(&key, &Permit { deny, ..permit })?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl dns::Permits for Permits {

@@ -1,6 +1,6 @@
 //! What the kernel and the DNS half report, as events: one thread reads the ring, folds, and sweeps expired permits.
 
-use super::{error::Error, names::Named, permits::Permits};
+use super::{error::Error, permits::Permits};
 use crate::{
     datapath::{records::Records, tables::Tables},
     dns::{self, DnsEvent},
@@ -48,7 +48,8 @@ impl Scene {
 
 impl Resolver for Scene {
     fn rule(&self, tag: u32) -> Option<String> {
-        self.permits.in_force().image.text_of(tag).map(str::to_owned)
+        let in_force = self.permits.in_force();
+        in_force.image.origins(tag).first().map(|origin| origin.text.clone())
     }
 
     fn name(&self, addr: IpAddr) -> Option<String> {
@@ -168,9 +169,12 @@ impl Reading {
         });
         let now = Instant::now();
         while let Ok(event) = self.inbox.try_recv() {
-            match super::names::event(event, &subject, &scene.permits, SystemTime::now()) {
-                Named::Denial(denial) => fold.push(denial, now).for_each(|event| sink.emit(&event)),
-                Named::Other(event) => sink.emit(&event),
+            // The lock goes before the fold: resolving a rule's text takes it again.
+            let policy = scene.permits.in_force().policy.clone();
+            for event in Event::from_dns(&event, SystemTime::now(), &subject, &policy, scene.as_ref()) {
+                for event in fold.push(event, now) {
+                    sink.emit(&event);
+                }
             }
         }
         let lost = self.lost.swap(0, std::sync::atomic::Ordering::Relaxed);
