@@ -110,7 +110,7 @@ mod tests {
         for (error, code) in [
             (anyhow::Error::from(policy()), 2),
             (anyhow::Error::from(sandbox::Error::from(policy())).context("ci.toml"), 2),
-            (sandbox::Error::NotBuilt { what: "x" }.into(), 3),
+            (sandbox::Error::TransientMounts.into(), 3),
             (io(io::ErrorKind::PermissionDenied), 4),
             (io(io::ErrorKind::NotFound), 2),
             (Refused::PinWithNames.into(), 2),

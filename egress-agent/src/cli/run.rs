@@ -10,7 +10,7 @@ use egress_agent::{
         Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Signals, Variable,
         environment, identity, level, parse_variable, spawn,
     },
-    sandbox::{Directories, Released, Sandbox},
+    sandbox::{Directories, Level, Released, Sandbox},
 };
 use std::{
     ffi::OsString,
@@ -24,12 +24,16 @@ use std::{
 /// Beginning of the names of the cgroups that `run` makes.
 const CGROUP_PREFIX: &str = "egressd";
 
+/// The capability to make raw sockets, as [`KeptCaps::names`] has it.
+const RAW_SOCKETS: &str = "net_raw";
+
 /// What the flags came to, before anything was made.
 struct Plan {
     signals: Signals,
     policy: Policy,
     identity: Identity,
     cap_names: Vec<String>,
+    raw_sockets: bool,
     fds: KeptFds,
     env: Vec<Variable>,
     argv: Vec<OsString>,
@@ -65,8 +69,8 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
     let policy = run.policy.load()?;
     let caller = Caller::current(|name| std::env::var_os(name))?;
     let identity = identity(&caller, flags.user.as_deref(), &HostAccounts)?;
-    // Whether there is a device is known after attach; that the names make sense, now.
-    KeptCaps::parse(&flags.keep_cap, true)?;
+    // Whether a device holds them is known after attach; whether the names make sense, now.
+    let keeps = KeptCaps::parse(&flags.keep_cap, true)?;
     let added = flags.env.iter().map(|variable| parse_variable(variable)).collect::<Result<Vec<_>, _>>()?;
     let report = flags.summary.as_deref().map(|path| summary_file::create(path, &identity)).transpose()?;
     Ok(Plan {
@@ -75,6 +79,7 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
         env: environment(std::env::vars_os(), &identity, &added),
         identity,
         cap_names: flags.keep_cap,
+        raw_sockets: keeps.names().iter().any(|name| name == RAW_SOCKETS),
         fds,
         argv: run.command,
         netns: flags.netns,
@@ -87,7 +92,11 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
 /// Everything between the making of the cgroup and its removal. Dropping the sandbox on the way out of a failure detaches it:
 /// CMD was not started then.
 fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8> {
-    let mut builder = Sandbox::builder(plan.policy).cgroup(cgroup.path()).dirs(directories.clone());
+    let mut builder = Sandbox::builder(plan.policy)
+        .cgroup(cgroup.path())
+        .dirs(directories.clone())
+        .raw_sockets(plan.raw_sockets)
+        .privileged(plan.identity.uid == 0);
     if let Some(netns) = plan.netns {
         builder = builder.netns(netns);
     }
@@ -96,11 +105,15 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     if let Some(limit) = plan.wait_proxy {
         sandbox.await_proxies(limit)?;
     }
-    let device = sandbox.device().is_some();
+    let reached = sandbox.level();
+    let device = reached.level.is_some_and(|level| level >= Level::L2);
     let keep_caps = KeptCaps::parse(&plan.cap_names, device)?;
     let delegated = cgroup.delegated_to(plan.identity.uid, &plan.identity.groups)?;
     let footing = Footing { identity: &plan.identity, caps: keep_caps, device, delegated: delegated.as_ref() };
-    term::say(&level(footing).to_string());
+    // Which devices lead past the enforced ones, only the sandbox knows.
+    let lacks = if sandbox.device().is_some() { reached.missing } else { Vec::new() };
+    let level = level(footing).to_string();
+    term::say(&std::iter::once(level).chain(lacks).collect::<Vec<_>>().join(", "));
     let command = Command {
         argv: plan.argv,
         env: plan.env,
