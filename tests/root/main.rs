@@ -13,6 +13,7 @@ mod apart;
 mod bad_input;
 mod clients;
 mod ends;
+mod foreign;
 mod headers;
 mod lab;
 mod names;

@@ -55,7 +55,6 @@ impl Settings {
             listener_port: self.listener_port.into(),
             loopback: self.loopback,
             own: self.own,
-            veil: 0,
         }
     }
 }

@@ -236,6 +236,9 @@ impl Builder {
         let watch = plan.follow_addresses(&tables)?;
 
         let mut hooks = attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
+        if !plan.found.devices.is_empty() {
+            programs.load_device_programs()?;
+        }
         for found in &plan.found.devices {
             tables.set_device(found.ifindex, identity)?;
             for source in device::source_addresses(&plan.netns)? {
