@@ -3,18 +3,26 @@
 use bytemuck::{Pod, Zeroable};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An IPv4 or IPv6 address: four words whose bytes are in network order. IPv4 is `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), so
-/// that a v4-mapped destination and its IPv4 form are one key.
+/// An IPv4 or IPv6 address, its bytes in network order. IPv4 is `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), so that a v4-mapped
+/// destination and its IPv4 form are one key.
 ///
-/// Words, not bytes, because the BPF target has no unaligned access: a byte array would be copied byte by byte.
+/// Two halves, each a number as it lies in memory, because the BPF target computes with 64 bits and has no unaligned access:
+/// bytes would be copied one by one. On four bytes, because keys have a word in front of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
-#[repr(C)]
-pub struct Addr(pub [u32; 4]);
+#[repr(C, packed(4))]
+pub struct Addr {
+    high: u64,
+    low: u64,
+}
 
 crate::abi!(Addr = 16);
 
 /// The third word of every v4-mapped address.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+/// What turns the lower half `::a.b.c.d` into `::ffff:a.b.c.d`.
+const MAPPED_LOW: u64 = join(MAPPED, 0);
+/// Higher half of NAT64's well-known prefix.
+const NAT64_HIGH: u64 = join(0x0064_ff9b_u32.to_be(), 0);
 
 /// What an address is by its bits alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,48 +40,64 @@ pub enum Class {
     Tunnel = 3,
 }
 
+impl Class {
+    /// From its number; [`Class::Tunnel`] for any beyond.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        match number {
+            0 => Self::Global,
+            1 => Self::Loopback,
+            2 => Self::Restricted,
+            _ => Self::Tunnel,
+        }
+    }
+}
+
 impl Addr {
     /// `::`, which no destination is after [`Addr::routed`].
-    pub const UNSPECIFIED: Self = Self([0; 4]);
+    pub const UNSPECIFIED: Self = Self { high: 0, low: 0 };
     /// 127.0.0.1 in its mapped form.
     pub const LOOPBACK_V4: Self = Self::v4(0x7f00_0001_u32.to_be());
     /// `::1`.
-    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
+    pub const LOOPBACK_V6: Self = Self::v6([0, 0, 0, 1_u32.to_be()]);
 
     /// From an IPv4 address whose bytes are in network order.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
-        Self([0, 0, MAPPED, word])
+        Self { high: 0, low: join(MAPPED, word) }
     }
 
     /// From the four words of an IPv6 address, bytes in network order.
     #[inline(always)]
-    pub const fn v6(words: [u32; 4]) -> Self {
-        Self(words)
+    pub const fn v6([a, b, c, d]: [u32; 4]) -> Self {
+        Self { high: join(a, b), low: join(c, d) }
+    }
+
+    /// Inverse of [`Addr::v6`].
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        [first(self.high), second(self.high), first(self.low), second(self.low)]
     }
 
     /// True for IPv4, however it was written.
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        let [a, b, c, _] = self.0;
-        a == 0 && b == 0 && c == MAPPED
+        self.high == 0 && first(self.low) == MAPPED
     }
 
     /// The address that decides: the IPv4 address inside NAT64's well-known prefix (RFC 6052), loopback for the
     /// unspecified address (`connect(0.0.0.0)` reaches 127.0.0.1: `net/ipv4/route.c`), the address itself otherwise.
     #[inline(always)]
     pub const fn routed(self) -> Self {
-        let [a, b, c, d] = self.0;
-        if a == 0x0064_ff9b_u32.to_be() && b == 0 && c == 0 {
-            return Self::v4(d);
+        let Self { high, low } = self;
+        if high == NAT64_HIGH && first(low) == 0 {
+            return Self { high: 0, low: low | MAPPED_LOW };
         }
-        if a == 0 && b == 0 && d == 0 {
-            if c == 0 {
-                return Self::LOOPBACK_V6;
-            }
-            if c == MAPPED {
-                return Self::LOOPBACK_V4;
-            }
+        if high == 0 && low == 0 {
+            return Self::LOOPBACK_V6;
+        }
+        if high == 0 && low == MAPPED_LOW {
+            return Self::LOOPBACK_V4;
         }
         self
     }
@@ -81,44 +105,60 @@ impl Addr {
     /// Sorts the address by its bits. Call it on the result of [`Addr::routed`].
     #[inline(always)]
     pub const fn class(self) -> Class {
-        let [a, b, c, d] = self.0;
-        if a | b == 0 {
-            if c == MAPPED {
-                return class_v4(u32::from_be(d));
+        let Self { high, low } = self;
+        if high == 0 {
+            if first(low) == MAPPED {
+                return class_v4(u32::from_be(second(low)));
             }
-            if c == 0 {
-                return if d == 1_u32.to_be() { Class::Loopback } else { Class::Tunnel };
+            if first(low) == 0 {
+                return if low == Self::LOOPBACK_V6.low { Class::Loopback } else { Class::Tunnel };
             }
         }
         // Everything from fe80::/10 on: link-local, site-local, multicast.
-        if u32::from_be(a) >= 0xfe80_0000 {
+        if u32::from_be(first(high)) >= 0xfe80_0000 {
             return Class::Restricted;
         }
-        let six_to_four = a & 0xffff_0000_u32.to_be() == 0x2002_0000_u32.to_be();
-        let teredo = a == 0x2001_0000_u32.to_be();
-        let isatap = c & (!0x0300_0000_u32).to_be() == 0x0000_5efe_u32.to_be();
-        let nat64_local = a == 0x0064_ff9b_u32.to_be() && b & 0xffff_0000_u32.to_be() == 0x0001_0000_u32.to_be();
+        let six_to_four = high & join(0xffff_0000_u32.to_be(), 0) == join(0x2002_0000_u32.to_be(), 0);
+        let teredo = first(high) == 0x2001_0000_u32.to_be();
+        let isatap = first(low) & (!0x0300_0000_u32).to_be() == 0x0000_5efe_u32.to_be();
+        let local_prefix = join(u32::MAX, 0xffff_0000_u32.to_be());
+        let nat64_local = high & local_prefix == join(0x0064_ff9b_u32.to_be(), 0x0001_0000_u32.to_be());
         if six_to_four || teredo || isatap || nat64_local { Class::Tunnel } else { Class::Global }
     }
 
-    /// Two numbers that BPF can pass in registers, each as its half of the address lies in memory: a key is then filled by
-    /// two stores.
+    /// True for `fe80::/10`.
+    #[inline(always)]
+    pub const fn is_link_local(self) -> bool {
+        self.high & join(0xffc0_0000_u32.to_be(), 0) == join(0xfe80_0000_u32.to_be(), 0)
+    }
+
+    /// True for `ff02::/16`, multicast that no router forwards.
+    #[inline(always)]
+    pub const fn is_link_multicast(self) -> bool {
+        self.high & join(0xffff_0000_u32.to_be(), 0) == join(0xff02_0000_u32.to_be(), 0)
+    }
+
+    /// True where the first 64 bits are the same.
+    #[inline(always)]
+    pub const fn is_near(self, other: Self) -> bool {
+        self.high == other.high
+    }
+
+    /// Two numbers that BPF can pass in registers, each as its half of the address lies in memory.
     #[inline(always)]
     pub const fn pack(self) -> (u64, u64) {
-        let [a, b, c, d] = self.0;
-        (join(a, b), join(c, d))
+        (self.high, self.low)
     }
 
     /// Inverse of [`Addr::pack`].
     #[inline(always)]
     pub const fn unpack(high: u64, low: u64) -> Self {
-        let ([a, b], [c, d]) = (split(high), split(low));
-        Self([a, b, c, d])
+        Self { high, low }
     }
 
     /// The standard library's form; IPv4 for mapped addresses.
     pub fn to_ip(self) -> IpAddr {
-        let bytes: [u8; 16] = bytemuck::cast(self.0);
+        let bytes: [u8; 16] = bytemuck::cast(self);
         let v6 = Ipv6Addr::from(bytes);
         v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
     }
@@ -137,16 +177,22 @@ const fn class_v4(host: u32) -> Class {
     }
 }
 
+/// The number that lies in memory as these two words.
 #[inline(always)]
 const fn join(first: u32, second: u32) -> u64 {
     let (low, high) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
     (high as u64) << 32 | low as u64
 }
 
+/// The word of a half that comes first in memory.
 #[inline(always)]
-const fn split(half: u64) -> [u32; 2] {
-    let (low, high) = (half as u32, (half >> 32) as u32);
-    if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
+const fn first(half: u64) -> u32 {
+    if cfg!(target_endian = "little") { half as u32 } else { (half >> 32) as u32 }
+}
+
+#[inline(always)]
+const fn second(half: u64) -> u32 {
+    if cfg!(target_endian = "little") { (half >> 32) as u32 } else { half as u32 }
 }
 
 impl From<Ipv4Addr> for Addr {
@@ -157,7 +203,7 @@ impl From<Ipv4Addr> for Addr {
 
 impl From<Ipv6Addr> for Addr {
     fn from(ip: Ipv6Addr) -> Self {
-        Self(bytemuck::cast(ip.octets()))
+        bytemuck::cast(ip.octets())
     }
 }
 
@@ -213,7 +259,8 @@ mod tests {
             let addr = Addr::from(Ipv6Addr::from(bits));
             let (high, low) = addr.pack();
             prop_assert_eq!(Addr::unpack(high, low), addr);
-            prop_assert_eq!(bytemuck::bytes_of(&[high, low]), bytemuck::bytes_of(&addr));
+            let halves = [high, low];
+            prop_assert_eq!(bytemuck::bytes_of(&halves), &bits.to_be_bytes()[..]);
         }
 
         #[test]

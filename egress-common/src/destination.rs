@@ -67,12 +67,18 @@ impl PortRange {
     /// True where an *allow* with this range opens the port: see [`is_name_service`].
     #[inline(always)]
     pub const fn opens(self, protocol: Protocols, port: u16) -> bool {
-        self.hit(protocol, port as u32, if is_name_service(port) { 0 } else { u16::MAX as u32 })
+        self.hit(protocol, port as u32, !is_name_service(port))
     }
 
-    /// True where the range covers the port for one of the protocols and spans no more than `widest` above its first port.
+    /// True where the range covers the port for one of the protocols and, being wider than one port, counts.
     #[inline(always)]
-    pub const fn hit(self, protocol: Protocols, port: u32, widest: u32) -> bool {
+    pub const fn hit(self, protocol: Protocols, port: u32, wide_counts: bool) -> bool {
+        self.hit_within(protocol, port, if wide_counts { u16::MAX as u32 } else { 0 })
+    }
+
+    /// True where the range covers the port for one of the protocols and reaches no more than `widest` beyond its first.
+    #[inline(always)]
+    pub const fn hit_within(self, protocol: Protocols, port: u32, widest: u32) -> bool {
         let first = self.first as u32;
         // Below `first` the differences wrap around to more than any width.
         let span = (self.last as u32).wrapping_sub(first);
@@ -86,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn opens(range: PortRange, protocol: Protocols, port: u16) -> bool {
-        range.hit(protocol, port.into(), if is_name_service(port) { 0 } else { u32::from(u16::MAX) })
+        range.opens(protocol, port)
     }
 
     #[test]
@@ -94,7 +100,7 @@ mod tests {
         assert!(opens(PortRange::ALL, Protocols::TCP, 443));
         for port in [137, 853, 5353, 5355] {
             assert!(!opens(PortRange::ALL, Protocols::UDP, port));
-            assert!(PortRange::ALL.hit(Protocols::UDP, port.into(), u16::MAX.into()));
+            assert!(PortRange::ALL.hit(Protocols::UDP, port.into(), true));
             let named = PortRange { first: port, last: port, protocols: Protocols::UDP };
             assert!(opens(named, Protocols::UDP, port));
             assert!(!opens(named, Protocols::TCP, port));
@@ -107,7 +113,7 @@ mod tests {
         fn a_hit_is_what_the_comparison_says(first: u16, last: u16, port: u16, set in 0_u32..4, one in 0_u32..3, wide: bool) {
             let range = PortRange { first, last, protocols: Protocols(set) };
             let plain = first <= port && port <= last && set & one != 0 && (wide || first == last);
-            prop_assert_eq!(range.hit(Protocols(one), port.into(), if wide { 0xffff } else { 0 }), plain);
+            prop_assert_eq!(range.hit(Protocols(one), port.into(), wide), plain);
         }
     }
 }

@@ -141,7 +141,7 @@ pub struct Origin {
 pub struct Connected {
     /// Nonce of the sandbox.
     pub nonce: u64,
-    /// Destination.
+    /// Destination as written, which is how the socket holds it.
     pub addr: Addr,
     /// The rule.
     pub rule: crate::permit::RuleRef,

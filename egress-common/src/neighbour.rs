@@ -121,10 +121,7 @@ pub fn discovery(bytes: &impl Bytes, flow: &Flow, len: u32) -> Result<Option<Add
 /// neighbour is in the sender's /64. A hop limit of 255 alone says only that nobody forwarded it yet.
 #[inline(always)]
 fn stays_on_link(flow: &Flow) -> bool {
-    let ([a, b, _, _], [c, d, _, _]) = (flow.dst.0, flow.src.0);
-    let group = a & 0xffff_0000_u32.to_be() == 0xff02_0000_u32.to_be();
-    let link_local = a & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be();
-    group || link_local || (a ^ c) | (b ^ d) == 0
+    flow.dst.is_link_multicast() || flow.dst.is_link_local() || flow.dst.is_near(flow.src)
 }
 
 /// The one option: the sender's own link-layer address, or the nonce of a probe for duplicates.

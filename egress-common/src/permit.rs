@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Addr,
-    destination::{PortRange, Protocols},
+    destination::PortRange,
     question::{Asked, Mode},
 };
 use bytemuck::{Pod, Zeroable};
@@ -120,15 +120,6 @@ pub fn match_rule_by(
 }
 
 impl Rule {
-    /// A free entry.
-    pub const EMPTY: Self = Self {
-        tag: 0,
-        slot: 0,
-        flags: 0,
-        len: 0,
-        ranges: [PortRange { first: 0, last: 0, protocols: Protocols::NONE }; RANGES],
-    };
-
     /// True where the rule speaks of every port of both protocols.
     pub fn is_every_port(&self) -> bool {
         // Compilation gives a rule of every port that one range alone.
@@ -140,7 +131,7 @@ impl Rule {
     pub fn covers_at(&self, start: usize, asked: Asked) -> bool {
         let (protocol, port, widest) = (asked.protocol(), u32::from(asked.port()), asked.widest());
         let Some(ranges) = self.ranges.get(start..start + RANGES_AT_ONCE) else { return false };
-        ranges.iter().any(|range| range.hit(protocol, port, widest))
+        ranges.iter().any(|range| range.hit_within(protocol, port, widest))
     }
 }
 

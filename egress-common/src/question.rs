@@ -1,8 +1,8 @@
 //! A destination to judge, in the form that the kernel can hand from function to function.
 
 use crate::{
-    addr::Addr,
-    destination::{Protocols, is_name_service},
+    addr::{Addr, Class},
+    destination::{DNS_PORT, Protocols, is_name_service},
     packet::{Flow, protocol},
     permit::rule_flags,
 };
@@ -56,6 +56,7 @@ const NAME_SERVICE_SHIFT: u32 = 24;
 const MODE_SHIFT: u32 = 32;
 const MASK_SHIFT: u32 = 40;
 const VALUE_SHIFT: u32 = 44;
+const CLASS_SHIFT: u32 = 48;
 /// Every mode asks for the rule's kind.
 const KIND_MASK: u64 = ((rule_flags::DENY | rule_flags::INBOUND) as u64) << MASK_SHIFT;
 /// What a change of mode keeps.
@@ -66,7 +67,7 @@ const ECHO_REQUEST_V6: u8 = 128;
 
 /// Port, protocol, path and mode in one number: bits 0-15 the port, 16 whether there is one, 17-18 [`Protocols`], 19 ICMP,
 /// 20 an echo request, 21-22 [`Path`], 23 whether ranges of more than one port count, 24 a name service's port,
-/// 32-34 [`Mode`], 40-42 which rule flags it looks at, 44-46 what they must be.
+/// 32-34 [`Mode`], 40-42 which rule flags it looks at, 44-46 what they must be, 48-49 [`Class`] until a mode is set.
 ///
 /// One opaque number on purpose: the verifier follows every constant that it can tell apart, and would walk each function
 /// once for every combination of them.
@@ -89,6 +90,21 @@ impl Asked {
             word |= HAS_PORT | port as u64 | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT;
         }
         Self(word)
+    }
+
+    /// The same question, asked elsewhere. `self` was asked by a [`Path::Socket`].
+    #[inline(always)]
+    pub const fn on(self, path: Path) -> Self {
+        Self(self.0 | (path as u64) << PATH_SHIFT)
+    }
+
+    /// The same question of another port, where it has one.
+    #[inline(always)]
+    pub const fn to_port(self, port: u16) -> Self {
+        if !self.has_port() {
+            return self;
+        }
+        Self(self.0 & !(PORT | 1 << NAME_SERVICE_SHIFT) | port as u64 | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT)
     }
 
     /// The question that a packet asks.
@@ -119,10 +135,37 @@ impl Asked {
     /// The same question as an allow; `static_only` where only an address line may answer.
     #[inline(always)]
     pub const fn as_allow(self, static_only: bool) -> Self {
+        self.as_allow_of(static_only as u64)
+    }
+
+    /// The same question as an allow of its class and path: only what the policy names by address may open special ranges,
+    /// and only that is meant where loopback routing leads.
+    #[inline(always)]
+    pub const fn as_allow_here(self) -> Self {
+        // Without a comparison, which would be a branch for the verifier to walk twice.
+        const { assert!(Path::Loopback as u64 & 1 == 1 && Path::Socket as u64 & 1 == 0 && Path::Wire as u64 & 1 == 0) };
+        let class = self.0 >> CLASS_SHIFT;
+        self.as_allow_of((class | class >> 1 | self.0 >> PATH_SHIFT) & 1)
+    }
+
+    #[inline(always)]
+    const fn as_allow_of(self, one: u64) -> Self {
         // Mode::AllowStatic is Mode::Allow plus one, and looks at one flag more, which must be set.
-        let one = static_only as u64;
-        let flag = one * rule_flags::STATIC as u64;
-        Self(self.0 & KEEP | self.wide_in_allow() | one << MODE_SHIFT | KIND_MASK | flag << MASK_SHIFT | flag << VALUE_SHIFT)
+        const { assert!(rule_flags::STATIC == 1 && Mode::AllowStatic as u8 == Mode::Allow as u8 + 1) };
+        let fixed = self.0 & KEEP | self.wide_in_allow() | KIND_MASK;
+        Self(fixed | one << MODE_SHIFT | one << MASK_SHIFT | one << VALUE_SHIFT)
+    }
+
+    /// The same question of an address of this class.
+    #[inline(always)]
+    pub const fn of_class(self, class: Class) -> Self {
+        Self(self.0 | (class as u64) << CLASS_SHIFT)
+    }
+
+    /// What [`Asked::of_class`] said.
+    #[inline(always)]
+    pub const fn class(self) -> Class {
+        Class::from_number(self.0 >> CLASS_SHIFT & 3)
     }
 
     #[inline(always)]
@@ -147,6 +190,12 @@ impl Asked {
     #[inline(always)]
     pub const fn has_port(self) -> bool {
         self.0 & HAS_PORT != 0
+    }
+
+    /// True for port 53.
+    #[inline(always)]
+    pub const fn is_dns(self) -> bool {
+        self.0 & (PORT | HAS_PORT) == HAS_PORT | DNS_PORT as u64
     }
 
     /// TCP or UDP, or neither.

@@ -4,9 +4,8 @@
 
 use crate::{
     addr::{Addr, Class},
-    destination::DNS_PORT,
     packet::protocol,
-    permit::{Grant, Match, NEVER_NS, Network, Permit, RuleRef},
+    permit::{Grant, Match, NEVER_NS, Network, Permit, PermitKey, RuleRef},
     question::{Asked, Mode, Path, Question},
     sandbox::{Sandbox, flags},
 };
@@ -206,15 +205,15 @@ pub const fn flow_idle_ns(ip_protocol: u8) -> u64 {
 /// The provided methods are the definition; the kernel runs the same code behind calls that are verified one by one.
 pub trait Tables: Sized {
     /// The permit of one address.
-    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit>;
+    fn permit(&self, key: &PermitKey) -> Option<&Permit>;
     /// The longest network that covers the address.
-    fn network(&self, slot: u32, addr: Addr) -> Option<&Network>;
+    fn network(&self, key: &PermitKey) -> Option<&Network>;
     /// Asks the rule behind a reference; [`crate::permit::match_rule`] is the answer's definition.
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match;
     /// True for an address of the sandbox's own.
-    fn is_own(&self, slot: u32, addr: Addr) -> bool;
-    /// True where some sandbox's DNS listener stands on this port.
-    fn is_listener(&self, key: &ListenerKey) -> bool;
+    fn is_own(&self, key: &PermitKey) -> bool;
+    /// Nonce of the sandbox whose DNS listener stands on this port.
+    fn listener(&self, key: &ListenerKey) -> Option<u64>;
     /// Coarse monotonic clock.
     fn now_ns(&self) -> u64;
 
@@ -226,8 +225,8 @@ pub trait Tables: Sized {
 
     /// [`judge_permit`].
     #[inline(always)]
-    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
-        judge_permit(slot, addr, asked, self)
+    fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
+        judge_permit(key, asked, self)
     }
 
     /// [`judge_grant`].
@@ -238,41 +237,67 @@ pub trait Tables: Sized {
 
     /// [`judge_network`].
     #[inline(always)]
-    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
-        judge_network(slot, addr, asked, self)
+    fn judge_network(&self, key: &PermitKey, asked: Asked) -> Verdict {
+        judge_network(key, asked, self)
     }
 }
 
 /// Decides one destination for one sandbox. `slot` is the index at which `sandbox` was found.
 #[inline(always)]
 pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Tables) -> Verdict {
+    match route(question, tables) {
+        Route::Nowhere => Reason::Protocol.into(),
+        Route::Loopback(addr, asked) => judge_loopback(sandbox, &PermitKey { slot, addr }, asked, tables),
+        Route::Remote(addr, asked) => judge_remote(sandbox, &PermitKey { slot, addr }, asked, tables),
+    }
+}
+
+/// Where a destination leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// No protocol that could be judged.
+    Nowhere,
+    /// To a loopback address.
+    Loopback(Addr, Asked),
+    /// To any other, whose class the question now holds.
+    Remote(Addr, Asked),
+}
+
+/// The first step of [`decide`].
+#[inline(always)]
+pub fn route(question: Question, tables: &impl Tables) -> Route {
     let Question { dst, asked } = question;
     if !asked.is_known() {
-        return Reason::Protocol.into();
+        return Route::Nowhere;
     }
     let dst = dst.routed();
-    let class = tables.class(dst);
-    if let Class::Loopback = class {
-        return loopback(slot, sandbox, dst, asked, tables);
+    match tables.class(dst) {
+        Class::Loopback => Route::Loopback(dst, asked),
+        class => Route::Remote(dst, asked.of_class(class)),
     }
-    if asked.has_port() && asked.port() == DNS_PORT {
+}
+
+/// The second step of [`decide`] for [`Route::Remote`].
+#[inline(always)]
+pub fn judge_remote(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
+    if asked.is_dns() {
         return Reason::DnsBypass.into();
     }
     if asked.is_icmp() && (sandbox.flags & flags::ICMP_ECHO == 0 || !asked.is_echo()) {
         return Reason::Icmp.into();
     }
-    // Only what the policy names by address may open special ranges, and only that is meant where loopback routing leads.
-    let asked = asked.as_allow(!matches!(class, Class::Global) | asked.is_on(Path::Loopback));
-    let permit = tables.judge_permit(slot, dst, asked);
+    let class = asked.class();
+    let asked = asked.as_allow_here();
+    let permit = tables.judge_permit(key, asked);
     if !permit.is_miss() {
         return permit;
     }
-    let network = tables.judge_network(slot, dst, asked);
+    let network = tables.judge_network(key, asked);
     if !network.is_miss() {
         return network;
     }
-    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(slot, dst) {
-        return match tables.matches(sandbox.own, slot, asked.read_as(Mode::AllowStatic)) {
+    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(key) {
+        return match tables.matches(sandbox.own, key.slot, asked.read_as(Mode::AllowStatic)) {
             Match::Hit => Verdict::by(Reason::Own, sandbox.own, false),
             Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
         };
@@ -285,30 +310,28 @@ pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Ta
     }
 }
 
+/// The second step of [`decide`] for [`Route::Loopback`].
 #[inline(always)]
-fn loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+pub fn judge_loopback(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
     if asked.is_on(Path::Wire) {
         return Reason::LoopbackClosed.into();
     }
     if asked.has_port() {
         let port = u32::from(asked.port());
         if port == sandbox.listener_port && port != 0 {
-            let ours = dst == Addr::LOOPBACK_V4 || dst == Addr::LOOPBACK_V6;
+            let ours = key.addr == Addr::LOOPBACK_V4 || key.addr == Addr::LOOPBACK_V6;
             return if ours { Reason::Listener.into() } else { Reason::LoopbackClosed.into() };
         }
         // Resolvers of the host answer from outside the sandbox: asking them is a way out.
-        if port == u32::from(DNS_PORT) {
+        if asked.is_dns() {
             return Reason::DnsBypass.into();
         }
-        let key = ListenerKey { netns_cookie: sandbox.netns_cookie, port, reserved: 0 };
-        if tables.is_listener(&key) {
+        let listener = ListenerKey { netns_cookie: sandbox.netns_cookie, port, reserved: 0 };
+        if tables.listener(&listener).is_some() {
             return Reason::ForeignListener.into();
         }
     }
-    if sandbox.loopback.is_none() {
-        return Reason::LoopbackClosed.into();
-    }
-    match tables.matches(sandbox.loopback, slot, asked.read_as(Mode::AllowStatic)) {
+    match tables.matches(sandbox.loopback, key.slot, asked.read_as(Mode::AllowStatic)) {
         Match::Hit => Verdict::by(Reason::Loopback, sandbox.loopback, false),
         Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
     }
@@ -316,15 +339,15 @@ fn loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl
 
 /// What the permit of one address says: permitted, denied by rule, or one of the misses.
 #[inline(always)]
-pub fn judge_permit(slot: u32, addr: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
-    let Some(permit) = tables.permit(slot, addr) else { return Reason::NotPermitted.into() };
-    if closed(permit.deny, slot, asked, tables) {
+pub fn judge_permit(key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
+    let Some(permit) = tables.permit(key) else { return Reason::NotPermitted.into() };
+    if closed(permit.deny, key.slot, asked, tables) {
         return Verdict::by(Reason::DeniedByRule, permit.deny, false);
     }
     let mut miss = Verdict::from(Reason::NotPermitted);
     let mut index = 0;
     while index < permit.grants.len() {
-        let verdict = tables.judge_grant(slot, permit.grants[index], asked);
+        let verdict = tables.judge_grant(key.slot, permit.grants[index], asked);
         index += 1;
         if verdict.allows() {
             return verdict;
@@ -353,15 +376,15 @@ pub fn judge_grant(slot: u32, grant: Grant, asked: Asked, tables: &impl Tables) 
 
 /// What the longest network over an address says: permitted, denied by rule, or a miss.
 #[inline(always)]
-pub fn judge_network(slot: u32, addr: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
-    let Some(network) = tables.network(slot, addr) else { return Reason::NotPermitted.into() };
-    if closed(network.deny, slot, asked, tables) {
+pub fn judge_network(key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
+    let Some(network) = tables.network(key) else { return Reason::NotPermitted.into() };
+    if closed(network.deny, key.slot, asked, tables) {
         return Verdict::by(Reason::DeniedByRule, network.deny, false);
     }
     if network.allow.is_none() {
         return Reason::NotPermitted.into();
     }
-    match tables.matches(network.allow, slot, asked) {
+    match tables.matches(network.allow, key.slot, asked) {
         Match::Hit => Verdict::by(Reason::Permitted, network.allow, false),
         Match::OtherPort => Reason::PortNotPermitted.into(),
         Match::Missing => Reason::NotPermitted.into(),

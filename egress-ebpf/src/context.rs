@@ -9,11 +9,12 @@ use aya_ebpf::{
 use egress_common::{
     addr::Addr,
     event::{Connected, Origin},
-    packet::{Bytes, Flow, parse},
+    packet::{Bytes, Flow, parse_into},
+    question::{Asked, Path, Question},
     verdict::{Reason, Verdict},
 };
 
-use crate::maps::{CONNECTED, ORIGINS};
+use crate::maps::{Aligned, CONNECTED, ORIGINS, narrow};
 use core::mem::MaybeUninit;
 
 /// `ifindex` of `lo` in every network namespace (`net/core/dev.c`, LOOPBACK_IFINDEX).
@@ -51,17 +52,39 @@ impl From<*mut __sk_buff> for Packet {
 impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        // Not zeroed: that is a call of memset, which the verifier walks byte by byte.
-        let mut words = MaybeUninit::<[u32; N]>::uninit();
-        // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
-        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32) };
-        // SAFETY: zero means that all of it was written.
-        (failed == 0).then(|| unsafe { words.assume_init() })
+        self.load(offset)
+    }
+
+    #[inline(always)]
+    fn doubles<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        self.load(offset)
+    }
+
+    #[inline(always)]
+    fn zero(&self) -> u32 {
+        // SAFETY: a live context for the whole program run. The field holds 16 bits.
+        unsafe { (*self.skb).protocol >> 16 }
+    }
+}
+
+/// Headers of a packet, and what they ask.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Headers {
+    pub(crate) flow: Flow,
+    pub(crate) asked: u64,
+}
+
+impl Headers {
+    /// The question that the packet asks of its destination.
+    #[inline(always)]
+    pub(crate) fn question(&self) -> Question {
+        Question { dst: self.flow.dst, asked: Asked(self.asked) }
     }
 }
 
 /// Room on the stack for the headers of a packet, which [`Packet::read`] fills.
-pub(crate) struct Room(MaybeUninit<Flow>);
+pub(crate) struct Room(MaybeUninit<Headers>);
 
 impl Room {
     #[inline(always)]
@@ -71,48 +94,59 @@ impl Room {
 
     /// [`Flow::NONE`], in place: the verifiers of older kernels want memory written before a global function may write it.
     #[inline(always)]
-    pub(crate) fn clear(&mut self) -> &mut Flow {
-        const { assert!(size_of::<Flow>() == 5 * size_of::<u64>() && align_of::<Flow>() == align_of::<u64>()) };
+    pub(crate) fn clear(&mut self) -> &mut Headers {
+        const { assert!(size_of::<Headers>() == 6 * size_of::<u64>() && align_of::<Headers>() == align_of::<u64>()) };
         let words = self.0.as_mut_ptr().cast::<u64>();
         let mut index = 0;
-        while index < 5 {
-            // SAFETY: within the flow, whose size was just checked. Volatile, or the compiler would call memset, which the
+        while index < 6 {
+            // SAFETY: within the headers, whose size was just checked. Volatile, or the compiler would call memset, which the
             // verifier walks byte by byte.
             unsafe { words.add(index).write_volatile(0) };
             index += 1;
         }
-        // SAFETY: zero is a flow.
+        // SAFETY: zeros are headers.
         unsafe { self.0.assume_init_mut() }
     }
 }
 
-/// [`parse`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain numbers.
+/// [`parse_into`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain
+/// numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, flow: *mut Flow) -> u64 {
+extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, headers: *mut Headers) -> u64 {
     let packet = Packet { skb };
-    match parse(&packet, offset as u32, packet.ethertype()) {
-        // SAFETY: not null, and the verifier checks that each caller gives a whole `Flow`.
-        Ok(read) if !flow.is_null() => unsafe {
-            flow.write(read);
-            Verdict::from(Reason::Permitted).0
-        },
-        Ok(_) => Verdict::from(Reason::Malformed).0,
-        Err(reason) => Verdict::from(reason).0,
+    // SAFETY: null, or whole headers of the caller's, as the verifier checks.
+    let Some(headers) = (unsafe { headers.as_mut() }) else { return Verdict::from(Reason::Malformed).0 };
+    if let Err(reason) = parse_into(&packet, narrow(offset), packet.ethertype(), &mut headers.flow) {
+        return Verdict::from(reason).0;
     }
+    // Only the cgroup hooks, whose packets begin with the network header, see the loopback device.
+    let path = if offset == 0 && packet.ifindex() == LOOPBACK_IFINDEX { Path::Loopback } else { Path::Wire };
+    headers.asked = Asked::of(&headers.flow, Path::Socket).on(path).0;
+    Verdict::from(Reason::Permitted).0
 }
 
 impl Packet {
+    /// `T` is an array of numbers. Not zeroed first: that is a call of memset, which the verifier walks byte by byte.
+    #[inline(always)]
+    fn load<T: Copy>(self, offset: u32) -> Option<T> {
+        let mut to = MaybeUninit::<Aligned<T>>::uninit();
+        // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
+        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        // SAFETY: zero means that all of it was written.
+        (failed == 0).then(|| unsafe { to.assume_init().0 })
+    }
+
     /// The context, for a global function.
     #[inline(always)]
     pub(crate) fn skb(self) -> *mut __sk_buff {
         self.skb
     }
 
-    /// Reads the headers at `offset`; see [`parse`]. Allows where they could be read.
+    /// Reads the headers at `offset`; see [`parse_into`]. Allows where they could be read.
     #[inline(always)]
-    pub(crate) fn read(self, offset: u32, flow: &mut Flow) -> Verdict {
-        Verdict(parse_at(self.skb, u64::from(offset), flow))
+    pub(crate) fn read(self, offset: u32, headers: &mut Headers) -> Verdict {
+        Verdict(parse_at(self.skb, u64::from(offset), headers))
     }
 
     /// EtherType, host order.
@@ -284,7 +318,7 @@ impl<'a> Call<'a> {
     /// Writes another address, of the hook's own family (IPv4 in an IPv6 call: v4-mapped).
     #[inline(always)]
     pub(crate) fn set(self, addr: Addr, port_be: u32) {
-        let [a, b, c, d] = addr.0;
+        let [a, b, c, d] = addr.words();
         // SAFETY: as above; these are the fields that the hook may write.
         unsafe {
             let sock_addr = self.ctx.sock_addr;

@@ -1,9 +1,10 @@
 //! TC on the host side of a sandbox's device: sees every frame that leaves its namespace, whoever made it.
 
 use crate::{
-    context::{Room, Packet},
-    maps::{DEVICES, FLOWS, Placed, SANDBOXES, SOURCES, Tenant, now_ns, tenant_of},
-    packet::{admit, is_reply, judge, refresh_flow},
+    context::{Headers, Packet, Room},
+    flows,
+    maps::{self, DEVICES, Placed, SANDBOXES, SOURCES, Tenant, narrow, tenant_of},
+    packet::admit,
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
@@ -11,11 +12,11 @@ use egress_common::{
     addr::Addr,
     event::Hook,
     neighbour::{self, ETHERNET_LEN},
-    packet::{Flow, FlowKey, ethertype, is_icmp_error},
+    packet::{Flow, ethertype, is_icmp_error},
     permit::PermitKey,
-    question::Path,
+    question::{Asked, Question},
     sandbox::flags,
-    verdict::{FlowState, Reason, Verdict, flow_idle_ns},
+    verdict::{Reason, Verdict},
 };
 
 /// Ours has no objection: the next program decides. In the clsact fallback the same number means "as configured".
@@ -28,11 +29,12 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
-    let flow = room.clear();
-    let verdict = judge_frame(tenant, packet, flow);
+    let headers = room.clear();
+    let verdict = judge_frame(tenant, packet, headers);
     if verdict.allows() {
         return NEXT;
     }
+    let flow = &headers.flow;
     let subject = Subject {
         hook: Hook::Device,
         addr: flow.dst,
@@ -49,13 +51,13 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
-    let flow = room.clear();
-    if packet.read(ETHERNET_LEN, flow).allows() {
+    let headers = room.clear();
+    if packet.read(ETHERNET_LEN, headers).allows() {
         if tenant.sandbox.flags & flags::INBOUND == 0 {
-            refresh_flow(tenant, flow);
+            flows::hear(tenant, &headers.flow);
         } else {
             // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
-            let _welcome = admit(tenant, flow);
+            let _welcome = admit(tenant, headers);
         }
     }
     NEXT
@@ -69,7 +71,7 @@ fn device_tenant(packet: Packet) -> Option<Tenant> {
 }
 
 #[inline(always)]
-fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
+fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers) -> Verdict {
     if packet.has_vlan() {
         return Reason::EtherType.into();
     }
@@ -82,10 +84,11 @@ fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
             Err(reason) => return reason.into(),
         }
     } else {
-        let read = packet.read(ETHERNET_LEN, flow);
+        let read = packet.read(ETHERNET_LEN, headers);
         if !read.allows() {
             return read;
         }
+        let flow = &headers.flow;
         if neighbour::is_discovery(flow) {
             match neighbour::discovery(&packet, flow, packet.len()) {
                 Ok(None) => return Reason::Neighbour.into(),
@@ -101,7 +104,7 @@ fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
     }
     match verdict {
         Some(reason) => reason.into(),
-        None => judge_flow(tenant, packet, flow),
+        None => judge_flow(tenant, packet, headers),
     }
 }
 
@@ -111,41 +114,22 @@ fn is_source(tenant: Tenant, addr: Addr) -> bool {
 }
 
 #[inline(always)]
-fn judge_flow(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
+fn judge_flow(tenant: Tenant, packet: Packet, headers: &Headers) -> Verdict {
+    let flow = &headers.flow;
     if is_icmp_error(flow) {
         return Verdict(quoted_at(packet.skb(), tenant.slot.into(), flow));
     }
-    let verdict = judge(tenant, flow, Path::Wire);
+    let verdict = maps::judge(tenant, headers.question());
     if verdict.allows() {
         if verdict.fleeting() && !flow.tail {
-            remember_permitted(tenant, flow, verdict);
+            flows::keep(tenant, flow, verdict.rule());
         }
         return verdict;
     }
-    if verdict.is_miss() && !flow.opens_connection() && is_reply(tenant, flow) {
+    if verdict.is_miss() && !flow.opens_connection() && flows::goes_on(tenant, flow) {
         return Reason::Established.into();
     }
     verdict
-}
-
-/// A live flow goes on after its permit's end: it is on record from its first permitted packet, and only the remote side
-/// keeps it alive.
-#[inline(always)]
-fn remember_permitted(tenant: Tenant, flow: &Flow, verdict: Verdict) {
-    let key = Placed::new(FlowKey::outgoing(tenant.slot, flow));
-    let now = now_ns();
-    if let Some(state) = FLOWS.get_ptr(&key.key) {
-        // SAFETY: a map value, words read once.
-        let state = unsafe { *state };
-        if state.nonce == tenant.sandbox.nonce
-            && state.rule == verdict.rule()
-            && now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol) / 2
-        {
-            return;
-        }
-    }
-    let state = FlowState { rule: verdict.rule(), nonce: tenant.sandbox.nonce, heard_ns: now };
-    let _full = FLOWS.insert(&key.key, &state, 0);
 }
 
 /// An ICMP error passes to whom the policy permits the flow that it quotes (path MTU, unreachable ports). A global BPF
@@ -153,7 +137,7 @@ fn remember_permitted(tenant: Tenant, flow: &Flow, verdict: Verdict) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow) -> u64 {
-    let slot = slot as u32;
+    let slot = narrow(slot);
     // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
     if let Some(flow) = unsafe { flow.as_ref() }
         && let Some(sandbox) = SANDBOXES.get(slot)
@@ -168,15 +152,15 @@ extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow) -> u6
 fn quotes_permitted(tenant: Tenant, packet: Packet, flow: &Flow) -> bool {
     let header = if flow.src.is_v4() { 20 } else { 40 };
     let mut room = Room::new();
-    let flow = room.clear();
-    if !packet.read(ETHERNET_LEN + header + 8, flow).allows() {
+    let headers = room.clear();
+    if !packet.read(ETHERNET_LEN + header + 8, headers).allows() {
         return false;
     }
     // As the sandbox would have answered it.
-    let inner = *flow;
-    let answer = Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..inner };
+    let inner = &headers.flow;
+    let answer = Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..*inner };
     if answer.dst != flow.dst || answer.tail || !is_source(tenant, answer.src) {
         return false;
     }
-    judge(tenant, &answer, Path::Wire).allows() || is_reply(tenant, &answer)
+    maps::judge(tenant, Question { dst: answer.dst, asked: Asked(headers.asked).to_port(answer.dst_port) }).allows() || flows::goes_on(tenant, &answer)
 }

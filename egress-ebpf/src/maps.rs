@@ -19,7 +19,10 @@ use egress_common::{
     permit::{Grant, Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by},
     question::{Asked, Question},
     sandbox::{Identity, Sandbox},
-    verdict::{FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant, judge_network, judge_permit},
+    verdict::{
+        FlowState, ListenerKey, Reason, Route, Tables, Verdict, judge_grant, judge_loopback, judge_network, judge_permit,
+        judge_remote, route,
+    },
 };
 use core::mem::MaybeUninit;
 
@@ -123,17 +126,25 @@ pub(crate) struct Aligned<K>(pub(crate) K);
 // every path that leads to each of its calls, and whoever calls one sees numbers that it cannot tell apart. All are 64
 // bits wide: narrower ones are cut to size, by two instructions each, on both sides of a call.
 
+/// The number that a caller widened: the compiler drops the cut and the widening that would follow.
+#[inline(always)]
+pub(crate) fn narrow(number: u64) -> u32 {
+    // SAFETY: every call of the functions below passes a widened u32.
+    unsafe { core::hint::assert_unchecked(number <= u32::MAX as u64) };
+    number as u32
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn covers_at(index: u64, start: u64, asked: u64) -> u64 {
-    RULES.get(index as u32).is_some_and(|rule| rule.covers_at(start as usize, Asked(asked))).into()
+    RULES.get(narrow(index)).is_some_and(|rule| rule.covers_at(start as usize, Asked(asked))).into()
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn match_at(index: u64, tag: u64, slot: u64, asked: u64) -> u64 {
     let asked = Asked(asked);
-    match_rule_by(RULES.get(index as u32), tag as u32, slot as u32, asked, |rule, start| {
+    match_rule_by(RULES.get(narrow(index)), narrow(tag), narrow(slot), asked, |rule, start| {
         // Nearly every rule is answered by the first look.
         if start == 0 { rule.covers_at(0, asked) } else { covers_at(index, start as u64, asked.0) != 0 }
     }) as u64
@@ -145,31 +156,59 @@ extern "C" fn class_at(high: u64, low: u64) -> u64 {
     Addr::unpack(high, low).class() as u64
 }
 
+#[inline(always)]
+fn key(slot: u64, high: u64, low: u64) -> PermitKey {
+    PermitKey { slot: narrow(slot), addr: Addr::unpack(high, low) }
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_permit_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    judge_permit(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+    judge_permit(&key(slot, high, low), Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_grant_at(slot: u64, expires_ns: u64, index: u64, tag: u64, asked: u64) -> u64 {
-    let rule = RuleRef { index: index as u32, tag: tag as u32 };
-    judge_grant(slot as u32, Grant { expires_ns, rule }, Asked(asked), &KernelTables).0
+    let rule = RuleRef { index: narrow(index), tag: narrow(tag) };
+    judge_grant(narrow(slot), Grant { expires_ns, rule }, Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_network_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    judge_network(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+    judge_network(&key(slot, high, low), Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn judge_remote_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    let Some(sandbox) = SANDBOXES.get(narrow(slot)) else { return Verdict::from(Reason::NoSandbox).0 };
+    judge_remote(sandbox, &key(slot, high, low), Asked(asked), &KernelTables).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_loopback_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    let Some(sandbox) = SANDBOXES.get(narrow(slot)) else { return Verdict::from(Reason::NoSandbox).0 };
+    judge_loopback(sandbox, &key(slot, high, low), Asked(asked), &KernelTables).0
+}
+
+/// [`egress_common::verdict::decide`], with each second step behind a call of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
 extern "C" fn decide_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    let slot = slot as u32;
-    let Some(sandbox) = SANDBOXES.get(slot) else { return Verdict::from(Reason::NoSandbox).0 };
-    decide(slot, sandbox, Question { dst: Addr::unpack(high, low), asked: Asked(asked) }, &KernelTables).0
+    match route(Question { dst: Addr::unpack(high, low), asked: Asked(asked) }, &KernelTables) {
+        Route::Nowhere => Verdict::from(Reason::Protocol).0,
+        Route::Loopback(addr, asked) => {
+            let (high, low) = addr.pack();
+            judge_loopback_at(slot, high, low, asked.0)
+        }
+        Route::Remote(addr, asked) => {
+            let (high, low) = addr.pack();
+            judge_remote_at(slot, high, low, asked.0)
+        }
+    }
 }
 
 /// Decides one destination for the tenant.
@@ -184,32 +223,27 @@ pub(crate) struct KernelTables;
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit> {
+    fn permit(&self, key: &PermitKey) -> Option<&Permit> {
         // SAFETY: the value may change under us; each grant is judged by its own rule's tag, so a torn read opens
         // nothing that some permit of this sandbox does not open.
-        unsafe { PERMITS.get(&Placed::new(PermitKey { slot, addr }).key) }
+        unsafe { PERMITS.get(&Placed::new(*key).key) }
     }
 
     #[inline(always)]
-    fn network(&self, slot: u32, addr: Addr) -> Option<&Network> {
-        NETWORKS.get(&Aligned(Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot, addr })).0)
+    fn network(&self, key: &PermitKey) -> Option<&Network> {
+        NETWORKS.get(&Aligned(Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot: key.slot, addr: key.addr })).0)
     }
 
     #[inline(always)]
     fn class(&self, addr: Addr) -> Class {
         let (high, low) = addr.pack();
-        match class_at(high, low) {
-            0 => Class::Global,
-            1 => Class::Loopback,
-            2 => Class::Restricted,
-            _ => Class::Tunnel,
-        }
+        Class::from_number(class_at(high, low))
     }
 
     #[inline(always)]
-    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
-        let (high, low) = addr.pack();
-        Verdict(judge_permit_at(slot.into(), high, low, asked.0))
+    fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
+        let (high, low) = key.addr.pack();
+        Verdict(judge_permit_at(key.slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
@@ -218,28 +252,31 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
-        let (high, low) = addr.pack();
-        Verdict(judge_network_at(slot.into(), high, low, asked.0))
+    fn judge_network(&self, key: &PermitKey, asked: Asked) -> Verdict {
+        let (high, low) = key.addr.pack();
+        Verdict(judge_network_at(key.slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
         match match_at(rule.index.into(), rule.tag.into(), slot.into(), asked.0) {
-            2 => Match::Hit,
+            0 => Match::Missing,
             1 => Match::OtherPort,
-            _ => Match::Missing,
+            2 => Match::Hit,
+            // SAFETY: the function gives a `Match` as its number.
+            _ => unsafe { core::hint::unreachable_unchecked() },
         }
     }
 
     #[inline(always)]
-    fn is_own(&self, slot: u32, addr: Addr) -> bool {
-        OWN.get_ptr(&Placed::new(PermitKey { slot, addr }).key).is_some()
+    fn is_own(&self, key: &PermitKey) -> bool {
+        OWN.get_ptr(&Placed::new(*key).key).is_some()
     }
 
     #[inline(always)]
-    fn is_listener(&self, key: &ListenerKey) -> bool {
-        LISTENERS.get_ptr(key).is_some()
+    fn listener(&self, key: &ListenerKey) -> Option<u64> {
+        // SAFETY: a single word, read once.
+        unsafe { LISTENERS.get(key) }.copied()
     }
 
     #[inline(always)]

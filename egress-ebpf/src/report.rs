@@ -1,6 +1,6 @@
 //! Counters, and events that a flood cannot turn into a flood.
 
-use crate::maps::{Aligned, COUNTERS, DENIALS, EVENTS, SANDBOXES, Tenant, now_ns};
+use crate::maps::{Aligned, COUNTERS, DENIALS, EVENTS, SANDBOXES, Tenant, narrow, now_ns};
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
     generated::bpf_get_current_comm,
@@ -103,13 +103,13 @@ const fn pack(subject: &Subject) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn report_call(slot: u64, high: u64, low: u64, subject: u64, verdict: u64) -> u64 {
-    report(slot as u32, Addr::unpack(high, low), subject, Verdict(verdict), CallerAt::write_caller).into()
+    report(narrow(slot), Addr::unpack(high, low), subject, Verdict(verdict), CallerAt::write_caller).into()
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn report_packet(slot: u64, high: u64, low: u64, subject: u64, verdict: u64) -> u64 {
-    report(slot as u32, Addr::unpack(high, low), subject, Verdict(verdict), CallerAt::write_nobody).into()
+    report(narrow(slot), Addr::unpack(high, low), subject, Verdict(verdict), CallerAt::write_nobody).into()
 }
 
 #[inline(always)]

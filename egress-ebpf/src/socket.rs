@@ -80,23 +80,31 @@ fn judge(hook: Hook, call: Call<'_>) -> i32 {
     if port == DNS_PORT && Protocols::of(protocol) != Protocols::NONE && tenant.sandbox.listener_port != 0 {
         return redirect(tenant, call, addr);
     }
-    // A ping socket's connect says where echo requests will go.
-    let echo_type = if protocol == protocol::ICMP { 8 } else { 128 };
-    let question = Question { dst: addr, asked: Asked::new(Path::Socket, protocol, Some(port), echo_type) };
-    let verdict = maps::judge(tenant, question);
+    let asked = Asked(call_asks(protocol.into(), port.into()));
+    let verdict = maps::judge(tenant, Question { dst: addr, asked });
     if !verdict.allows() {
         return refuse(tenant, verdict, hook, addr, port, protocol);
     }
     if verdict.fleeting() && matches!(hook, Hook::Connect4 | Hook::Connect6) {
         call.keep_connected(Connected {
             nonce: tenant.sandbox.nonce,
-            addr: addr.routed(),
+            addr,
             rule: verdict.rule(),
             port: u32::from(port),
             protocol: u32::from(protocol),
         });
     }
     PASS
+}
+
+/// What a socket call asks, as a global BPF function: see `maps`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn call_asks(protocol: u64, port: u64) -> u64 {
+    let protocol = protocol as u8;
+    // A ping socket's connect says where echo requests will go.
+    let echo_type = if protocol == protocol::ICMP { 8 } else { 128 };
+    Asked::new(Path::Socket, protocol, Some(port as u16), echo_type).0
 }
 
 #[inline(always)]
@@ -132,7 +140,7 @@ fn redirect(tenant: Tenant, call: Call<'_>, addr: Addr) -> i32 {
 fn restore(call: Call<'_>) -> i32 {
     if let Some(tenant) = tenant()
         && u32::from(call.port()) == tenant.sandbox.listener_port
-        && matches!(call.addr(), Addr::LOOPBACK_V4 | Addr::LOOPBACK_V6)
+        && (call.addr() == Addr::LOOPBACK_V4 || call.addr() == Addr::LOOPBACK_V6)
         && let Some(origin) = call.origin()
     {
         call.set(origin.addr, origin.port_be);

@@ -11,6 +11,7 @@ use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
     run::{Child, Command, Exit, Identity, KeptCaps, KeptFds, Limits, Signals, spawn},
 };
+use lab::until;
 use std::{
     io::Read,
     ops::Deref,
@@ -121,15 +122,6 @@ fn sleeper(cgroup: &Cgroup, set_up: impl FnOnce(&mut Command)) -> Child<'_> {
     let mut command = command(NOBODY, &["sleep", "1000"]);
     set_up(&mut command);
     spawn(&command, cgroup).unwrap()
-}
-
-/// Waits for a condition; the message tells what did not come.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// A field of `/proc/PID/status`, without its name.

@@ -62,11 +62,10 @@ pub(super) fn trace() {
         }
         EnvFilter::new("warn")
     });
-    let colour = colourful(&io::stderr());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(colour)
+        .with_ansi(false)
         .with_target(false)
         .without_time();
     // Tests run several command lines in one process; the first subscriber stays.

@@ -86,7 +86,7 @@ impl fmt::Debug for Prefix {
 }
 
 fn to_bits(addr: Addr) -> u128 {
-    u128::from_be_bytes(bytemuck::cast(addr.0))
+    u128::from_be_bytes(bytemuck::cast(addr))
 }
 
 fn mask(len: u8) -> u128 {

@@ -3,7 +3,7 @@
 use super::{Change, Image, Prefix, Settings, image::longest};
 use egress_common::{
     addr::Addr,
-    permit::{GRANTS, Grant, Match, NEVER_NS, Network, Permit, Rule, RuleRef, match_rule},
+    permit::{GRANTS, Grant, Match, NEVER_NS, Network, Permit, PermitKey, Rule, RuleRef, match_rule},
     question::{Asked, Question},
     verdict::{ListenerKey, Tables, Verdict, decide},
 };
@@ -112,24 +112,24 @@ impl ImageTables {
 }
 
 impl Tables for ImageTables {
-    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit> {
-        self.permits.get(&addr).filter(|_| slot == self.slot)
+    fn permit(&self, key: &PermitKey) -> Option<&Permit> {
+        self.permits.get(&key.addr).filter(|_| key.slot == self.slot)
     }
 
-    fn network(&self, slot: u32, addr: Addr) -> Option<&Network> {
-        longest(&self.networks, Prefix::single(addr)).map(|(_, network)| network).filter(|_| slot == self.slot)
+    fn network(&self, key: &PermitKey) -> Option<&Network> {
+        longest(&self.networks, Prefix::single(key.addr)).map(|(_, network)| network).filter(|_| key.slot == self.slot)
     }
 
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
         match_rule(self.rules.get(&rule.index), rule.tag, slot, asked)
     }
 
-    fn is_own(&self, slot: u32, addr: Addr) -> bool {
-        slot == self.slot && self.own.contains(&addr)
+    fn is_own(&self, key: &PermitKey) -> bool {
+        key.slot == self.slot && self.own.contains(&key.addr)
     }
 
-    fn is_listener(&self, key: &ListenerKey) -> bool {
-        self.listeners.contains_key(&(key.netns_cookie, key.port))
+    fn listener(&self, key: &ListenerKey) -> Option<u64> {
+        self.listeners.get(&(key.netns_cookie, key.port)).copied()
     }
 
     fn now_ns(&self) -> u64 {

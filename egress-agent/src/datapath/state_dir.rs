@@ -3,8 +3,9 @@
 use super::own_path::{OwnDir, PathError, open_own_dir};
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg, OFlag, openat},
-    sys::stat::Mode,
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, openat},
+    sys::stat::{Mode, fstat, fstatat},
+    unistd::unlink,
 };
 use std::{
     fs::File,
@@ -38,7 +39,21 @@ pub struct StateDir(OwnDir);
 #[derive(Debug)]
 #[must_use = "dropping it unlocks"]
 pub struct StateLock {
-    _file: Flock<File>,
+    file: Flock<File>,
+    path: PathBuf,
+}
+
+impl StateLock {
+    /// Takes the lock's file away with the lock: for the last one in the directory. Whoever waits for it makes a new one.
+    pub fn remove(self) -> Result<(), StateError> {
+        let Self { file, path } = self;
+        let removed = unlink(&path);
+        drop(file);
+        match removed {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(source) => Err(StateError::Lock { path, source }),
+        }
+    }
 }
 
 impl StateDir {
@@ -56,13 +71,23 @@ impl StateDir {
     pub fn lock(&self) -> Result<StateLock, StateError> {
         let failed = |source| StateError::Lock { path: self.0.path.join(LOCK), source };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = File::from(openat(&self.0.fd, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?);
+        let path = self.0.path.join(LOCK);
         loop {
-            file = match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(file) => return Ok(StateLock { _file: file }),
-                Err((file, Errno::EINTR)) => file,
+            let file = File::from(openat(&self.0.fd, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?);
+            let file = match Flock::lock(file, FlockArg::LockExclusive) {
+                Ok(file) => file,
+                Err((_, Errno::EINTR)) => continue,
                 Err((_, errno)) => return Err(failed(errno)),
             };
+            // The one before may have taken the file away while we waited for it: then another stands in its place.
+            let ours = fstat(&*file).map_err(failed)?;
+            match fstatat(&self.0.fd, LOCK, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
+                    return Ok(StateLock { file, path });
+                }
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
         }
     }
 }

@@ -351,7 +351,7 @@ fn judged(net: IpNet) -> IpNet {
     let IpNet::V6(v6) = net else { return net };
     let Some(length) = v6.prefix_len().checked_sub(96) else { return net };
     let mapped = v6.network().to_ipv4_mapped();
-    let words = Addr::from(v6.network()).0;
+    let words = Addr::from(v6.network()).words();
     let nat64 = (words[0] == 0x0064_ff9b_u32.to_be() && words[1] == 0 && words[2] == 0)
         .then(|| Ipv4Addr::from(u32::from_be(words[3])));
     mapped.or(nat64).and_then(|v4| Ipv4Net::new(v4, length).ok()).map_or(net, IpNet::V4)

@@ -64,7 +64,7 @@ impl Ports {
 
     /// True where these ports, read as a deny, close the port.
     pub fn closes(&self, protocol: Protocols, port: u16) -> bool {
-        self.0.iter().any(|range| range.hit(protocol, port.into(), u32::from(u16::MAX)))
+        self.0.iter().any(|range| range.hit(protocol, port.into(), true))
     }
 
     /// True where these ports, read as a deny, close every port of `other`.

@@ -4,6 +4,7 @@ use crate::{
     compile::{Change, Image},
     datapath::tables::{TableError, Tables},
 };
+use bytemuck::Zeroable as _;
 use egress_common::{
     addr::Addr,
     permit::{Grant, NEVER_NS, NetworkKey, Permit, PermitKey, Rule, RuleRef},
@@ -35,7 +36,7 @@ fn write(change: &Change, new: &Image, nonce: u64, tables: &Tables) -> Result<()
 
 fn clear_rule(reference: RuleRef, tables: &Tables) -> Result<(), TableError> {
     match tables.rule(reference)? {
-        Some(_) => tables.set_rule(reference.index, &Rule::EMPTY),
+        Some(_) => tables.set_rule(reference.index, &Rule::zeroed()),
         None => Ok(()),
     }
 }

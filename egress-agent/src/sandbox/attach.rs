@@ -22,7 +22,7 @@ use crate::{
         load::{Capacity, Programs},
         netns::Netns,
         records::Records,
-        state_dir::StateDir,
+        state_dir::{StateDir, StateLock},
         tables::Tables,
     },
     dns,
@@ -176,9 +176,8 @@ impl Builder {
         }
         drop(undo);
         if made.is_err() {
-            end_of_pins(&self.directories, root, &turn);
+            end_of_pins(&self.directories, root, turn);
         }
-        drop(turn);
         made
     }
 
@@ -187,6 +186,9 @@ impl Builder {
         let pins = Pins::make(root, &plan.name)?;
         let capacity = plan.capacity;
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
+        if !plan.found.devices.is_empty() {
+            programs.load_device_programs()?;
+        }
         let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
         let records = Records::take(&mut programs)?;
         let nonce = rand::random::<u64>().max(1);
@@ -236,9 +238,6 @@ impl Builder {
         let watch = plan.follow_addresses(&tables)?;
 
         let mut hooks = attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
-        if !plan.found.devices.is_empty() {
-            programs.load_device_programs()?;
-        }
         for found in &plan.found.devices {
             tables.set_device(found.ifindex, identity)?;
             for source in device::source_addresses(&plan.netns)? {
@@ -520,16 +519,15 @@ fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// After the last owner: the shared map's pin and the bpffs itself.
-pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: &crate::datapath::state_dir::StateLock) {
-    let last = root.owners().is_ok_and(|owners| owners.is_empty());
-    let ended = if last {
-        std::fs::remove_file(directories.listeners()).or_else(ignore_missing).map_err(Error::file(&directories.pin, "remove"))
-    } else {
-        Ok(())
-    };
-    if let Err(error) = ended.and_then(|()| Ok(root.release(turn).map(drop)?)) {
-        tracing::warn!(%error, "the bpffs is left mounted");
+/// After the last owner: the shared map's pin, the bpffs itself, and the lock.
+pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: StateLock) {
+    if !root.owners().is_ok_and(|owners| owners.is_empty()) {
+        return;
+    }
+    let ended = std::fs::remove_file(directories.listeners()).or_else(ignore_missing);
+    let ended = ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
+    if let Err(error) = ended.and_then(|()| Ok(turn.remove()?)) {
+        tracing::warn!(%error, "something of the last sandbox is left in the state or pin directory");
     }
 }
 

@@ -197,11 +197,11 @@ impl<'a> Looked<'a> {
 }
 
 impl Lookups for Looked<'_> {
-    fn permit(&self, _slot: u32, _addr: Addr) -> Option<&Permit> {
+    fn permit(&self, _key: &PermitKey) -> Option<&Permit> {
         self.permit.as_ref()
     }
 
-    fn network(&self, _slot: u32, _addr: Addr) -> Option<&Network> {
+    fn network(&self, _key: &PermitKey) -> Option<&Network> {
         self.network.as_ref()
     }
 
@@ -215,18 +215,15 @@ impl Lookups for Looked<'_> {
         }
     }
 
-    fn is_own(&self, _slot: u32, _addr: Addr) -> bool {
+    fn is_own(&self, _key: &PermitKey) -> bool {
         self.own
     }
 
-    fn is_listener(&self, key: &ListenerKey) -> bool {
-        match self.tables.listener(key) {
-            Ok(nonce) => nonce.is_some(),
-            Err(error) => {
-                self.failed.replace(Some(error));
-                true
-            }
-        }
+    fn listener(&self, key: &ListenerKey) -> Option<u64> {
+        self.tables.listener(key).unwrap_or_else(|error| {
+            self.failed.replace(Some(error));
+            None
+        })
     }
 
     fn now_ns(&self) -> u64 {

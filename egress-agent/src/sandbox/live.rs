@@ -251,7 +251,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, tables: Opti
     let root = PinRoot::open(&directories.pin, &turn)?;
     let Some(pins) = root.owner_dir(&record.name)? else {
         Record::remove(directories, &record.name)?;
-        end_of_pins(directories, root, &turn);
+        end_of_pins(directories, root, turn);
         return Ok(());
     };
     let opened;
@@ -275,7 +275,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, tables: Opti
     }
     root.remove_owner_dir(&record.name)?;
     Record::remove(directories, &record.name)?;
-    end_of_pins(directories, root, &turn);
+    end_of_pins(directories, root, turn);
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use egress_agent::run::{RunError, Step};
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     os::unix::fs::MetadataExt,
 };
 
@@ -49,19 +49,21 @@ fn ids_and_groups_are_those_of_the_identity() {
 
 #[test]
 fn only_what_is_kept_stays_open() {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    let files: Vec<File> = (0..4).map(|_| File::open("/dev/null").unwrap()).collect();
-    for file in &files {
-        // As if every one had been handed over.
-        fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    }
+    use nix::fcntl::{FcntlArg, fcntl};
+    // Below and above those of this process; without close-on-exec, as if every one had been handed over.
+    let null = File::open("/dev/null").unwrap();
+    let files = [3, 3, 3, 500, 500, 500].map(|least| {
+        let fd = fcntl(&null, FcntlArg::F_DUPFD(least)).unwrap();
+        // SAFETY: nobody else has heard of the new descriptor.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    });
     let kept: Vec<i32> = files.iter().skip(1).step_by(2).map(AsRawFd::as_raw_fd).collect();
     for keep in [&[][..], &kept] {
         let cgroup = Fresh::new();
         let child = sleeper(&cgroup, |command| command.keep_fds = KeptFds::check(keep).unwrap());
         let expected: BTreeSet<i32> = (0..=2).chain(keep.iter().copied()).collect();
         // The dynamic loader has files open for a moment.
-        until("exactly the kept descriptors", || {
+        until(LIMIT, "exactly the kept descriptors", || {
             let fds = fs::read_dir(format!("/proc/{}/fd", child.pid())).unwrap();
             expected == fds.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
         });

@@ -1,7 +1,7 @@
 //! How CMD ends, and what is left.
 
 use super::*;
-use egress_agent::run::RunError;
+use egress_agent::run::{KILL_AFTER, RunError};
 use std::{fs, os::unix::fs::PermissionsExt};
 
 #[test]
@@ -86,7 +86,10 @@ fn the_timeout_ends_cmd_and_what_it_left() {
     assert_eq!(run(&command(NOBODY, &["sleep", "1000"]), limits(50, None)), Exit::TimedOut);
     assert_eq!(run(&shell("trap 'exit 0' TERM; sleep 1000 & wait"), limits(200, None)), Exit::TimedOut);
     assert_eq!(run(&shell("trap '' TERM; sleep 1000"), limits(200, Some(50))), Exit::TimedOut);
+    // A stopped one hears it too, and is not left to the kill.
+    let start = Instant::now();
     assert_eq!(run(&shell("kill -STOP $$; exit 3"), limits(200, None)), Exit::TimedOut);
+    assert!(start.elapsed() < KILL_AFTER);
     // The twin: in time.
     assert_eq!(run(&shell("exit 3"), limits(20_000, None)), Exit::Code(3));
 }
