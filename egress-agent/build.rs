@@ -9,6 +9,7 @@ const CHANNEL: &str = "1.98.0";
 
 #[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 fn main() -> Result<()> {
+    revision();
     let ebpf = concat!(env!("CARGO_MANIFEST_DIR"), "/../egress-ebpf");
     // aya-build watches the kernel half alone: without these lines an edit of the shared ABI would leave a stale object.
     println!("cargo::rerun-if-changed={}", concat!(env!("CARGO_MANIFEST_DIR"), "/../egress-common/src"));
@@ -22,4 +23,20 @@ fn main() -> Result<()> {
         std::fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))?;
     }
     Ok(())
+}
+
+/// Git revision and whether the tree had changes, for `egressd version` and the first line of the log.
+#[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
+fn revision() {
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let head = git(&["rev-parse", "--short=12", "HEAD"]);
+    let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| !changes.is_empty());
+    println!("cargo::rustc-env=EGRESSD_REVISION={}", head.as_deref().unwrap_or("unknown"));
+    println!("cargo::rustc-env=EGRESSD_DIRTY={dirty}");
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={log}");
+    }
 }

@@ -17,6 +17,7 @@ use nix::{
 };
 use refuse::io;
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File},
     io::{Read, Write},
@@ -47,7 +48,7 @@ impl Cgroup {
     pub fn open(mount: &CgroupMount, path: &Path) -> Result<Self, CgroupError> {
         let asked = mount.point().join(path);
         let dir = refuse::open_v2_directory(&asked, mount)?;
-        Self::from_directory(asked, dir)
+        Self::from_directory(&asked, dir)
     }
 
     /// Opens the cgroup in which process `pid` is now.
@@ -86,7 +87,7 @@ impl Cgroup {
             }
             let opened = openat(&parent.dir, name.as_str(), refuse::DIRECTORY, Mode::empty())
                 .map_err(|source| io(&path, "open")(source.into()))
-                .and_then(|dir| Self::from_directory(path.clone(), dir));
+                .and_then(|dir| Self::from_directory(&path, dir));
             if opened.is_err() {
                 fs::remove_dir(&path).map_err(io(&path, "remove"))?;
             }
@@ -94,8 +95,8 @@ impl Cgroup {
         }
     }
 
-    fn from_directory(asked: PathBuf, dir: OwnedFd) -> Result<Self, CgroupError> {
-        let path = refuse::real_path(&dir).map_err(io(&asked, "resolve"))?;
+    fn from_directory(asked: &Path, dir: OwnedFd) -> Result<Self, CgroupError> {
+        let path = refuse::real_path(&dir).map_err(io(asked, "resolve"))?;
         let id = fstat(&dir).map_err(|source| io(&path, "stat")(source.into()))?.st_ino;
         let name = CgroupMount::all()?
             .iter()
@@ -223,6 +224,19 @@ impl Cgroup {
             }
         }
         Ok(pids)
+    }
+
+    /// Ids of this cgroup and of those below it.
+    pub fn ids(&self) -> Result<BTreeSet<u64>, CgroupError> {
+        let mut ids = BTreeSet::new();
+        for directory in self.tree()? {
+            match fs::metadata(&directory) {
+                Ok(metadata) => drop(ids.insert(metadata.ino())),
+                Err(error) if vanished(&error) => {}
+                Err(error) => return Err(io(&directory, "stat")(error)),
+            }
+        }
+        Ok(ids)
     }
 
     /// Removes this cgroup and those below it; done as well when it is already gone.

@@ -1,5 +1,9 @@
 //! egressd, the command.
 
+use std::process::ExitCode;
+
 mod cli;
 
-fn main() {}
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -82,50 +82,38 @@ impl Addr {
     #[inline(always)]
     pub const fn class(self) -> Class {
         let [a, b, c, d] = self.0;
-        if a == 0 && b == 0 && c == MAPPED {
-            let host = u32::from_be(d);
-            return match host >> 24 {
-                127 => Class::Loopback,
-                0 | 224..=255 => Class::Restricted,
-                _ if host >> 16 == 0xa9fe => Class::Restricted,
-                _ => Class::Global,
-            };
+        if a | b == 0 {
+            if c == MAPPED {
+                return class_v4(u32::from_be(d));
+            }
+            if c == 0 {
+                return if d == 1_u32.to_be() { Class::Loopback } else { Class::Tunnel };
+            }
         }
-        if a == 0 && b == 0 && c == 0 {
-            return if d == 1_u32.to_be() { Class::Loopback } else { Class::Tunnel };
+        // Everything from fe80::/10 on: link-local, site-local, multicast.
+        if u32::from_be(a) >= 0xfe80_0000 {
+            return Class::Restricted;
         }
-        let top = u32::from_be(a);
-        match top >> 24 {
-            0xff => return Class::Restricted,
-            0xfe if top & 0x00c0_0000 >= 0x0080_0000 => return Class::Restricted,
-            _ => {}
-        }
-        let isatap = u32::from_be(c) & !0x0300_0000 == 0x0000_5efe;
-        let nat64_local = top == 0x0064_ff9b && u32::from_be(b) >> 16 == 1;
-        if top >> 16 == 0x2002 || top == 0x2001_0000 || isatap || nat64_local {
-            return Class::Tunnel;
-        }
-        Class::Global
+        let six_to_four = a & 0xffff_0000_u32.to_be() == 0x2002_0000_u32.to_be();
+        let teredo = a == 0x2001_0000_u32.to_be();
+        let isatap = c & (!0x0300_0000_u32).to_be() == 0x0000_5efe_u32.to_be();
+        let nat64_local = a == 0x0064_ff9b_u32.to_be() && b & 0xffff_0000_u32.to_be() == 0x0001_0000_u32.to_be();
+        if six_to_four || teredo || isatap || nat64_local { Class::Tunnel } else { Class::Global }
     }
 
-    /// Two numbers that BPF can pass in registers.
+    /// Two numbers that BPF can pass in registers, each as its half of the address lies in memory: a key is then filled by
+    /// two stores.
     #[inline(always)]
     pub const fn pack(self) -> (u64, u64) {
         let [a, b, c, d] = self.0;
-        ((a as u64) << 32 | b as u64, (c as u64) << 32 | d as u64)
-    }
-
-    /// The same address, if `zero` is zero: see [`crate::packet::Flow::veiled`].
-    #[inline(always)]
-    pub const fn veiled(self, zero: u32) -> Self {
-        let [a, b, c, d] = self.0;
-        Self([a ^ zero, b ^ zero, c ^ zero, d ^ zero])
+        (join(a, b), join(c, d))
     }
 
     /// Inverse of [`Addr::pack`].
     #[inline(always)]
     pub const fn unpack(high: u64, low: u64) -> Self {
-        Self([(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32])
+        let ([a, b], [c, d]) = (split(high), split(low));
+        Self([a, b, c, d])
     }
 
     /// The standard library's form; IPv4 for mapped addresses.
@@ -134,6 +122,31 @@ impl Addr {
         let v6 = Ipv6Addr::from(bytes);
         v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
     }
+}
+
+/// `host` in host order.
+#[inline(always)]
+const fn class_v4(host: u32) -> Class {
+    let top = host >> 24;
+    if top == 127 {
+        Class::Loopback
+    } else if top == 0 || top >= 224 || host >> 16 == 0xa9fe {
+        Class::Restricted
+    } else {
+        Class::Global
+    }
+}
+
+#[inline(always)]
+const fn join(first: u32, second: u32) -> u64 {
+    let (low, high) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+    (high as u64) << 32 | low as u64
+}
+
+#[inline(always)]
+const fn split(half: u64) -> [u32; 2] {
+    let (low, high) = (half as u32, (half >> 32) as u32);
+    if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
 }
 
 impl From<Ipv4Addr> for Addr {
@@ -193,6 +206,14 @@ mod tests {
             if word != 0 {
                 prop_assert_eq!(Addr::from(nat64).routed(), Addr::from(v4).routed());
             }
+        }
+
+        #[test]
+        fn the_halves_are_the_address_as_it_lies_in_memory(bits: u128) {
+            let addr = Addr::from(Ipv6Addr::from(bits));
+            let (high, low) = addr.pack();
+            prop_assert_eq!(Addr::unpack(high, low), addr);
+            prop_assert_eq!(bytemuck::bytes_of(&[high, low]), bytemuck::bytes_of(&addr));
         }
 
         #[test]

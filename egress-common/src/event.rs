@@ -134,14 +134,13 @@ pub struct Origin {
     pub client: Client,
 }
 
-/// Socket storage of a connected socket: the rule that allowed it, for as long as the socket stays what it was.
+/// Socket storage of a connected socket: the rule that allowed it, for as long as the socket stays what it was. A socket
+/// never changes its network namespace, so that is no part of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Connected {
     /// Nonce of the sandbox.
     pub nonce: u64,
-    /// Network namespace in which it was connected.
-    pub netns_cookie: u64,
     /// Destination.
     pub addr: Addr,
     /// The rule.
@@ -170,4 +169,4 @@ pub struct Counters {
     pub lost: u64,
 }
 
-crate::abi!(Record = 80, DenialKey = 24, Denial = 16, ClientKey = 8, Client = 24, Origin = 44, Connected = 48, Counters = 552);
+crate::abi!(Record = 80, DenialKey = 24, Denial = 16, ClientKey = 8, Client = 24, Origin = 44, Connected = 40, Counters = 552);

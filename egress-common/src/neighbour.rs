@@ -47,41 +47,99 @@ pub fn arp(bytes: &impl Bytes, len: u32) -> Result<Addr, Reason> {
 const ROUTER_SOLICITATION: u8 = 133;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-/// Header and at most one link-layer option (RFC 4861, 4.1, 4.3, 4.4 and 4.6.1).
-const RS_LEN: u32 = 8 + 8;
-const NS_LEN: u32 = 24 + 8;
+/// Length of an IPv6 header.
+const IPV6_LEN: u32 = 40;
+/// Where the ICMPv6 message begins.
+const MESSAGE: u32 = ETHERNET_LEN + IPV6_LEN;
+/// Length of a router solicitation (RFC 4861, 4.1), and of the one option that may follow any of the messages.
+const RS_LEN: u32 = 8;
+const OPTION_LEN: u32 = 8;
+/// Length of a neighbour solicitation or advertisement (RFC 4861, 4.3 and 4.4).
+const NS_LEN: u32 = 24;
+/// Option types: source and target link-layer address (RFC 4861, 4.6.1), nonce of enhanced duplicate address detection
+/// (RFC 7527).
+const SOURCE_LINK: u32 = 1;
+const TARGET_LINK: u32 = 2;
+const NONCE: u32 = 14;
 
-/// Checks a neighbour discovery message. `None`: the packet is none. `Some(Ok(address))`: in form, if that address (where
-/// there is one) is the sandbox's own.
+/// True for the types of neighbour discovery (RFC 4861, 4), redirects included.
 #[inline(always)]
-pub fn solicitation(bytes: &impl Bytes, flow: &Flow, len: u32) -> Option<Result<Option<Addr>, Reason>> {
-    if flow.protocol != protocol::ICMPV6 || flow.tail || !(133..=137).contains(&flow.detail) {
-        return None;
-    }
-    Some(solicitation_form(bytes, flow, len))
+pub const fn is_discovery(flow: &Flow) -> bool {
+    flow.protocol == protocol::ICMPV6 && !flow.tail && matches!(flow.detail, 133..=137)
 }
 
+/// Checks a neighbour discovery message ([`is_discovery`]) in a frame of `len` bytes. Gives the address that must be the
+/// sandbox's own for it to pass, if there is one.
+///
+/// # Errors
+///
+/// [`Reason::NeighbourForm`] for any other form; [`Reason::Source`] for an advertisement from another address than the
+/// advertised one.
 #[inline(always)]
-fn solicitation_form(bytes: &impl Bytes, flow: &Flow, len: u32) -> Result<Option<Addr>, Reason> {
-    let header = bytes.words::<2>(ETHERNET_LEN).ok_or(Reason::Truncated)?;
-    let hop_limit = u32::from_be(header[1]) & 0xff;
-    let next = u32::from_be(header[1]) >> 8 & 0xff;
-    if hop_limit != 255 || next != u32::from(protocol::ICMPV6) {
+pub fn discovery(bytes: &impl Bytes, flow: &Flow, len: u32) -> Result<Option<Addr>, Reason> {
+    let [_, length_next] = bytes.words::<2>(ETHERNET_LEN).ok_or(Reason::Truncated)?;
+    let [head, reserved] = bytes.words::<2>(MESSAGE).ok_or(Reason::Truncated)?;
+    let (length_next, head) = (u32::from_be(length_next), u32::from_be(head));
+    let solicits_router = flow.detail == ROUTER_SOLICITATION;
+    let advertises = flow.detail == NEIGHBOUR_ADVERTISEMENT;
+    if !solicits_router && !advertises && flow.detail != NEIGHBOUR_SOLICITATION {
         return Err(Reason::NeighbourForm);
     }
-    let body = len.saturating_sub(ETHERNET_LEN + 40);
-    let unspecified = flow.src == Addr::UNSPECIFIED;
-    match flow.detail {
-        ROUTER_SOLICITATION if body <= RS_LEN => Ok(if unspecified { None } else { Some(flow.src) }),
-        // Duplicate address detection asks from the unspecified address for an own one.
-        NEIGHBOUR_SOLICITATION if body <= NS_LEN && unspecified => Ok(Some(target(bytes)?)),
-        NEIGHBOUR_SOLICITATION if body <= NS_LEN => Ok(Some(flow.src)),
-        NEIGHBOUR_ADVERTISEMENT if body <= NS_LEN && !unspecified => Ok(Some(target(bytes)?)),
-        _ => Err(Reason::NeighbourForm),
+    // Advertisements have three flags in front of the reserved bits.
+    let flags = if advertises { 0xe000_0000_u32 } else { 0 };
+    let body_len = if solicits_router { RS_LEN } else { NS_LEN };
+    let payload_len = len.wrapping_sub(MESSAGE);
+    let has_option = payload_len == body_len + OPTION_LEN;
+    // No header between, hop limit 255 (nobody forwarded it), the length of the frame, code 0, nothing in reserved bits.
+    if length_next != payload_len << 16 | u32::from(protocol::ICMPV6) << 8 | 255
+        || payload_len != body_len && !has_option
+        || head >> 16 & 0xff != 0
+        || u32::from_be(reserved) & !flags != 0
+        || !stays_on_link(flow)
+    {
+        return Err(Reason::NeighbourForm);
     }
+    let unspecified = flow.src == Addr::UNSPECIFIED;
+    if has_option && !option_is_plain(bytes, MESSAGE + body_len, advertises, unspecified)? {
+        return Err(Reason::NeighbourForm);
+    }
+    if solicits_router {
+        return Ok(if unspecified { None } else { Some(flow.src) });
+    }
+    if !advertises && !unspecified {
+        return Ok(Some(flow.src));
+    }
+    // Duplicate address detection asks from the unspecified address for an own one.
+    let target = bytes.words::<4>(MESSAGE + RS_LEN).map(Addr::v6).ok_or(Reason::Truncated)?;
+    if advertises && target != flow.src {
+        return Err(Reason::Source);
+    }
+    Ok(Some(target))
 }
 
+/// The link's own multicast groups and link-local addresses are not forwarded (RFC 4291, 2.5.6 and 2.7); otherwise the
+/// neighbour is in the sender's /64. A hop limit of 255 alone says only that nobody forwarded it yet.
 #[inline(always)]
-fn target(bytes: &impl Bytes) -> Result<Addr, Reason> {
-    bytes.words::<4>(ETHERNET_LEN + 40 + 8).map(Addr::v6).ok_or(Reason::Truncated)
+fn stays_on_link(flow: &Flow) -> bool {
+    let ([a, b, _, _], [c, d, _, _]) = (flow.dst.0, flow.src.0);
+    let group = a & 0xffff_0000_u32.to_be() == 0xff02_0000_u32.to_be();
+    let link_local = a & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be();
+    group || link_local || (a ^ c) | (b ^ d) == 0
+}
+
+/// The one option: the sender's own link-layer address, or the nonce of a probe for duplicates.
+#[inline(always)]
+fn option_is_plain(bytes: &impl Bytes, at: u32, advertises: bool, unspecified: bool) -> Result<bool, Reason> {
+    let option = bytes.words::<2>(at).ok_or(Reason::Truncated)?;
+    // The source address begins six bytes into the frame; four more bytes bring it to where it stands in the option.
+    let frame = bytes.words::<2>(4).ok_or(Reason::Truncated)?;
+    let [option, option_rest, frame, frame_rest] = [option[0], option[1], frame[0], frame[1]].map(u32::from_be);
+    let wanted = match (advertises, unspecified) {
+        (true, _) => TARGET_LINK,
+        (false, true) => NONCE,
+        (false, false) => SOURCE_LINK,
+    };
+    let own_link = option & 0xffff == frame & 0xffff && option_rest == frame_rest;
+    // Type, then length in units of eight bytes.
+    Ok(option >> 16 == (wanted << 8 | 1) && (own_link || wanted == NONCE))
 }

@@ -39,6 +39,9 @@ pub mod tcp {
 
 const HEADER_FRAGMENT: u8 = 44;
 const HEADER_HOP_BY_HOP: u8 = 0;
+/// Of a hop-by-hop header, behind the next header: length 0 (= 8 bytes), then the jumbo option, type 0xc2, length 4
+/// (RFC 2675), which leaves no room for another.
+const JUMBO: u32 = 0x0000_c204;
 
 /// A packet's bytes: a slice on the host, `bpf_skb_load_bytes` in the kernel.
 pub trait Bytes {
@@ -57,7 +60,10 @@ impl Bytes for &[u8] {
 }
 
 /// What a verdict needs to know of a packet.
+///
+/// On eight bytes, so that BPF moves each half of an address at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C, align(8))]
 pub struct Flow {
     /// Source address as written.
     pub src: Addr,
@@ -76,21 +82,16 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The same flow, if `veil` is zero. The verifier, which cannot know that, forgets what it learned of each header on
-    /// the way, and walks what follows once instead of once for every kind of packet.
-    #[inline(always)]
-    pub const fn veiled(self, veil: u64) -> Self {
-        let zero = veil as u32;
-        Self {
-            src: self.src.veiled(zero),
-            dst: self.dst.veiled(zero),
-            src_port: self.src_port ^ zero as u16,
-            dst_port: self.dst_port ^ zero as u16,
-            protocol: self.protocol ^ zero as u8,
-            detail: self.detail ^ zero as u8,
-            tail: (self.tail as u8 ^ zero as u8) & 1 == 1,
-        }
-    }
+    /// No flow: what stands in for the headers of a packet that could not be read.
+    pub const NONE: Self = Self {
+        src: Addr::UNSPECIFIED,
+        dst: Addr::UNSPECIFIED,
+        src_port: 0,
+        dst_port: 0,
+        protocol: 0,
+        detail: 0,
+        tail: false,
+    };
 
     /// True for the packet that opens a TCP connection.
     #[inline(always)]
@@ -160,6 +161,20 @@ impl FlowKey {
     }
 }
 
+/// What the network header says.
+struct Network {
+    src: Addr,
+    dst: Addr,
+    /// The transport protocol.
+    protocol: u8,
+    /// That of the other family's ICMP, which this family does not carry.
+    foreign: u8,
+    /// Fragment offset, in any unit: 0 for whole packets and first fragments.
+    fragment: u32,
+    /// Where the transport header begins.
+    at: u32,
+}
+
 /// Reads the network header at `offset` and the transport header behind it. `ethertype` is in host order.
 ///
 /// # Errors
@@ -167,86 +182,92 @@ impl FlowKey {
 /// The reason for which such a packet is denied.
 #[inline(always)]
 pub fn parse(bytes: &impl Bytes, offset: u32, ethertype: u16) -> Result<Flow, Reason> {
-    match ethertype {
-        ethertype::IPV4 => parse_v4(bytes, offset),
-        ethertype::IPV6 => parse_v6(bytes, offset),
-        _ => Err(Reason::EtherType),
-    }
+    let network = match ethertype {
+        ethertype::IPV4 => network_v4(bytes, offset)?,
+        ethertype::IPV6 => network_v6(bytes, offset)?,
+        _ => return Err(Reason::EtherType),
+    };
+    transport(bytes, &network)
 }
 
 #[inline(always)]
-fn parse_v4(bytes: &impl Bytes, offset: u32) -> Result<Flow, Reason> {
+fn network_v4(bytes: &impl Bytes, offset: u32) -> Result<Network, Reason> {
     let [start, fragment, ttl_protocol, src, dst] = bytes.words::<5>(offset).ok_or(Reason::Truncated)?;
-    match u32::from_be(start) >> 24 {
-        0x45 => {}
-        0x46..=0x4f => return Err(Reason::IpOptions),
-        _ => return Err(Reason::Malformed),
+    let start = u32::from_be(start) >> 24;
+    if start != 0x45 {
+        return Err(if start >> 4 == 4 && start & 15 > 5 { Reason::IpOptions } else { Reason::Malformed });
     }
-    let tail = u32::from_be(fragment) & 0x1fff != 0;
-    let protocol = (u32::from_be(ttl_protocol) >> 16 & 0xff) as u8;
-    if protocol == protocol::ICMPV6 {
-        return Err(Reason::Protocol);
-    }
-    transport(bytes, offset + 20, Addr::v4(src), Addr::v4(dst), protocol, tail)
+    Ok(Network {
+        src: Addr::v4(src),
+        dst: Addr::v4(dst),
+        protocol: (u32::from_be(ttl_protocol) >> 16) as u8,
+        foreign: protocol::ICMPV6,
+        fragment: u32::from_be(fragment) & 0x1fff,
+        at: offset + 20,
+    })
 }
 
 #[inline(always)]
-fn parse_v6(bytes: &impl Bytes, offset: u32) -> Result<Flow, Reason> {
+fn network_v6(bytes: &impl Bytes, offset: u32) -> Result<Network, Reason> {
     let words = bytes.words::<10>(offset).ok_or(Reason::Truncated)?;
     let [start, length_next, s0, s1, s2, s3, d0, d1, d2, d3] = words;
     if u32::from_be(start) >> 28 != 6 {
         return Err(Reason::Malformed);
     }
     let length_next = u32::from_be(length_next);
-    let payload_len = length_next >> 16;
-    let mut next = (length_next >> 8 & 0xff) as u8;
-    let mut at = offset + 40;
-    let mut tail = false;
+    let next = (length_next >> 8) as u8;
+    let mut network = Network {
+        src: Addr::v6([s0, s1, s2, s3]),
+        dst: Addr::v6([d0, d1, d2, d3]),
+        protocol: next,
+        foreign: protocol::ICMP,
+        fragment: 0,
+        at: offset + 40,
+    };
     if next == HEADER_FRAGMENT || next == HEADER_HOP_BY_HOP {
-        let [first, second] = bytes.words::<2>(at).ok_or(Reason::Truncated)?;
+        let [first, _] = bytes.words::<2>(network.at).ok_or(Reason::Truncated)?;
         let first = u32::from_be(first);
-        if next == HEADER_HOP_BY_HOP {
-            // Next header, length 0 (= 8 bytes), then the jumbo option alone: type 0xc2, length 4 (RFC 2675).
-            if payload_len != 0 || first & 0x00ff_ffff != 0x0000_c204 {
-                return Err(Reason::ExtensionHeader);
-            }
-        } else {
-            tail = first & 0xfff8 != 0;
+        if next == HEADER_FRAGMENT {
+            network.fragment = first & 0xfff8;
+        } else if length_next >> 16 != 0 || first & 0x00ff_ffff != JUMBO {
+            return Err(Reason::ExtensionHeader);
         }
-        let _ = second;
-        next = (first >> 24) as u8;
-        at += 8;
+        network.protocol = (first >> 24) as u8;
+        network.at += 8;
     }
-    if next == protocol::ICMP {
-        return Err(Reason::Protocol);
-    }
-    transport(bytes, at, Addr::v6([s0, s1, s2, s3]), Addr::v6([d0, d1, d2, d3]), next, tail)
+    Ok(network)
 }
 
 #[inline(always)]
-fn transport(bytes: &impl Bytes, at: u32, src: Addr, dst: Addr, protocol: u8, tail: bool) -> Result<Flow, Reason> {
-    let mut flow = Flow { src, dst, src_port: 0, dst_port: 0, protocol, detail: 0, tail };
-    match protocol {
-        protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6 => {}
-        0 | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140 => return Err(Reason::ExtensionHeader),
-        _ => return Err(Reason::Protocol),
+fn transport(bytes: &impl Bytes, network: &Network) -> Result<Flow, Reason> {
+    let &Network { src, dst, protocol, foreign, fragment, at } = network;
+    let mut flow = Flow { src, dst, protocol, tail: fragment != 0, ..Flow::NONE };
+    let has_ports = protocol == protocol::TCP || protocol == protocol::UDP;
+    let is_icmp = protocol == protocol::ICMP || protocol == protocol::ICMPV6;
+    if !has_ports && !is_icmp || protocol == foreign {
+        return Err(if is_extension(protocol) { Reason::ExtensionHeader } else { Reason::Protocol });
     }
-    if tail {
+    if flow.tail {
         return Ok(flow);
     }
     // Eight bytes are the shortest of the three headers.
     let [first, _] = bytes.words::<2>(at).ok_or(Reason::Truncated)?;
     let first = u32::from_be(first);
-    match protocol {
-        protocol::TCP | protocol::UDP => {
-            flow.src_port = (first >> 16) as u16;
-            flow.dst_port = first as u16;
-            if protocol == protocol::TCP {
-                let [_, flags] = bytes.words::<2>(at + 8).ok_or(Reason::Truncated)?;
-                flow.detail = (u32::from_be(flags) >> 16) as u8;
-            }
+    if has_ports {
+        flow.src_port = (first >> 16) as u16;
+        flow.dst_port = first as u16;
+        if protocol == protocol::TCP {
+            let [_, flags] = bytes.words::<2>(at + 8).ok_or(Reason::Truncated)?;
+            flow.detail = (u32::from_be(flags) >> 16) as u8;
         }
-        _ => flow.detail = (first >> 24) as u8,
+    } else {
+        flow.detail = (first >> 24) as u8;
     }
     Ok(flow)
+}
+
+/// IPv6 extension headers, and ESP and AH (IANA): something follows that was not read.
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140)
 }

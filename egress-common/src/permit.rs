@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Addr,
-    destination::PortRange,
+    destination::{PortRange, Protocols},
     question::{Asked, Mode},
 };
 use bytemuck::{Pod, Zeroable};
@@ -11,6 +11,8 @@ use bytemuck::{Pod, Zeroable};
 pub const GRANTS: usize = 4;
 /// Port ranges that one compiled rule can hold.
 pub const RANGES: usize = 16;
+/// Ranges that are looked at in one go.
+pub const RANGES_AT_ONCE: usize = 4;
 /// An expiry that never comes: addresses that the policy itself names.
 pub const NEVER_NS: u64 = u64::MAX;
 
@@ -58,7 +60,7 @@ pub struct Rule {
     pub flags: u32,
     /// How many of `ranges` count.
     pub len: u32,
-    /// Union of these is what the rule speaks of.
+    /// Union of these is what the rule speaks of; all zero (no protocol, so no hit) from `len` on.
     pub ranges: [PortRange; RANGES],
 }
 
@@ -75,10 +77,20 @@ pub enum Match {
 }
 
 /// Asks a rule, which must still bear the tag and belong to the slot.
-///
-/// Written without early exits: the verifier walks every path, and a straight loop has few.
 #[inline(always)]
 pub fn match_rule(rule: Option<&Rule>, tag: u32, slot: u32, asked: Asked) -> Match {
+    match_rule_by(rule, tag, slot, asked, |rule, start| rule.covers_at(start, asked))
+}
+
+/// [`match_rule`], with the look at the ranges from `start` left to the caller: the kernel verifies it once for all.
+#[inline(always)]
+pub fn match_rule_by(
+    rule: Option<&Rule>,
+    tag: u32,
+    slot: u32,
+    asked: Asked,
+    covers_at: impl Fn(&Rule, usize) -> bool,
+) -> Match {
     let Some(rule) = rule else { return Match::Missing };
     if rule.tag != tag || tag == 0 || rule.slot != slot {
         return Match::Missing;
@@ -94,33 +106,41 @@ pub fn match_rule(rule: Option<&Rule>, tag: u32, slot: u32, asked: Asked) -> Mat
         let hit = asked.mode() != Mode::Deny as u32 || rule.is_every_port();
         return if hit { Match::Hit } else { Match::OtherPort };
     }
-    if rule.covers(asked) { Match::Hit } else { Match::OtherPort }
+    let mut start = 0;
+    while start < RANGES {
+        if rule.len as usize <= start {
+            return Match::OtherPort;
+        }
+        if covers_at(rule, start) {
+            return Match::Hit;
+        }
+        start += RANGES_AT_ONCE;
+    }
+    Match::OtherPort
 }
 
 impl Rule {
+    /// A free entry.
+    pub const EMPTY: Self = Self {
+        tag: 0,
+        slot: 0,
+        flags: 0,
+        len: 0,
+        ranges: [PortRange { first: 0, last: 0, protocols: Protocols::NONE }; RANGES],
+    };
+
     /// True where the rule speaks of every port of both protocols.
     pub fn is_every_port(&self) -> bool {
         // Compilation gives a rule of every port that one range alone.
         self.ranges[0] == PortRange::ALL
     }
 
+    /// True where one of the [`RANGES_AT_ONCE`] ranges from `start` holds what is asked.
     #[inline(always)]
-    fn covers(&self, asked: Asked) -> bool {
-        let (protocol, port, wide) = (asked.protocol(), u32::from(asked.port()), asked.wide_counts() == 1);
-        // Unrolled by hand: a loop counter is a constant that the verifier traces back through every turn.
-        macro_rules! any_until_len {
-            ($($index:literal)*) => {$(
-                if self.len <= $index {
-                    return false;
-                }
-                if self.ranges[$index].hit(protocol, port, wide) {
-                    return true;
-                }
-            )*};
-        }
-        const { assert!(RANGES == 16) };
-        any_until_len!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-        false
+    pub fn covers_at(&self, start: usize, asked: Asked) -> bool {
+        let (protocol, port, widest) = (asked.protocol(), u32::from(asked.port()), asked.widest());
+        let Some(ranges) = self.ranges.get(start..start + RANGES_AT_ONCE) else { return false };
+        ranges.iter().any(|range| range.hit(protocol, port, widest))
     }
 }
 

@@ -131,10 +131,10 @@ impl Asked {
         (self.0 >> 1 & WIDE_COUNTS) ^ WIDE_COUNTS
     }
 
-    /// 1 where ranges of more than one port count, else 0.
+    /// How far beyond its first port a range that counts may reach.
     #[inline(always)]
-    pub const fn wide_counts(self) -> u32 {
-        (self.0 / WIDE_COUNTS & 1) as u32
+    pub const fn widest(self) -> u32 {
+        (self.0 / WIDE_COUNTS & 1) as u32 * u16::MAX as u32
     }
 
     /// Port, host order; 0 where there is none.

@@ -34,11 +34,9 @@ pub struct Sandbox {
     pub loopback: RuleRef,
     /// What the sandbox's own addresses offer.
     pub own: RuleRef,
-    /// Always zero, which the verifier cannot know: what is combined with it becomes just a number to it.
-    pub veil: u64,
 }
 
-crate::abi!(Identity = 16, Sandbox = 48);
+crate::abi!(Identity = 16, Sandbox = 40);
 
 /// Bits of [`Sandbox::flags`].
 pub mod flags {

@@ -6,7 +6,7 @@ use crate::{
     addr::{Addr, Class},
     destination::DNS_PORT,
     packet::protocol,
-    permit::{Grant, Match, NEVER_NS, Network, Permit, PermitKey, RuleRef},
+    permit::{Grant, Match, NEVER_NS, Network, Permit, RuleRef},
     question::{Asked, Mode, Path, Question},
     sandbox::{Sandbox, flags},
 };
@@ -142,6 +142,12 @@ impl Verdict {
         self.reason_number() & !3 == Reason::NotPermitted as u8
     }
 
+    /// What two misses say together: they are numbered so that it is the or of both (tested).
+    #[inline(always)]
+    pub const fn or_miss(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// True where a permit that ran out spoke for the destination.
     #[inline(always)]
     pub const fn is_expired(self) -> bool {
@@ -200,15 +206,15 @@ pub const fn flow_idle_ns(ip_protocol: u8) -> u64 {
 /// The provided methods are the definition; the kernel runs the same code behind calls that are verified one by one.
 pub trait Tables: Sized {
     /// The permit of one address.
-    fn permit(&self, key: &PermitKey) -> Option<&Permit>;
+    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit>;
     /// The longest network that covers the address.
-    fn network(&self, key: &PermitKey) -> Option<&Network>;
+    fn network(&self, slot: u32, addr: Addr) -> Option<&Network>;
     /// Asks the rule behind a reference; [`crate::permit::match_rule`] is the answer's definition.
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match;
     /// True for an address of the sandbox's own.
-    fn is_own(&self, key: &PermitKey) -> bool;
-    /// Nonce of the sandbox whose DNS listener stands on this port.
-    fn listener(&self, key: &ListenerKey) -> Option<u64>;
+    fn is_own(&self, slot: u32, addr: Addr) -> bool;
+    /// True where some sandbox's DNS listener stands on this port.
+    fn is_listener(&self, key: &ListenerKey) -> bool;
     /// Coarse monotonic clock.
     fn now_ns(&self) -> u64;
 
@@ -220,8 +226,8 @@ pub trait Tables: Sized {
 
     /// [`judge_permit`].
     #[inline(always)]
-    fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
-        judge_permit(key, asked, self)
+    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        judge_permit(slot, addr, asked, self)
     }
 
     /// [`judge_grant`].
@@ -232,8 +238,8 @@ pub trait Tables: Sized {
 
     /// [`judge_network`].
     #[inline(always)]
-    fn judge_network(&self, key: &PermitKey, asked: Asked) -> Verdict {
-        judge_network(key, asked, self)
+    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        judge_network(slot, addr, asked, self)
     }
 }
 
@@ -255,18 +261,17 @@ pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Ta
     if asked.is_icmp() && (sandbox.flags & flags::ICMP_ECHO == 0 || !asked.is_echo()) {
         return Reason::Icmp.into();
     }
-    let key = PermitKey { slot, addr: dst };
     // Only what the policy names by address may open special ranges, and only that is meant where loopback routing leads.
     let asked = asked.as_allow(!matches!(class, Class::Global) | asked.is_on(Path::Loopback));
-    let permit = tables.judge_permit(&key, asked);
+    let permit = tables.judge_permit(slot, dst, asked);
     if !permit.is_miss() {
         return permit;
     }
-    let network = tables.judge_network(&key, asked);
+    let network = tables.judge_network(slot, dst, asked);
     if !network.is_miss() {
         return network;
     }
-    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(&key) {
+    if !sandbox.own.is_none() && !asked.is_on(Path::Wire) && tables.is_own(slot, dst) {
         return match tables.matches(sandbox.own, slot, asked.read_as(Mode::AllowStatic)) {
             Match::Hit => Verdict::by(Reason::Own, sandbox.own, false),
             Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
@@ -275,8 +280,8 @@ pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Ta
     match class {
         Class::Restricted => Reason::Restricted.into(),
         Class::Tunnel => Reason::Tunnel.into(),
-        Class::Loopback | Class::Global if network.is(Reason::PortNotPermitted) => network,
-        Class::Loopback | Class::Global => permit,
+        // Of both: an expired permit stays one where a network names the address for other ports.
+        Class::Loopback | Class::Global => permit.or_miss(network),
     }
 }
 
@@ -296,7 +301,7 @@ fn loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl
             return Reason::DnsBypass.into();
         }
         let key = ListenerKey { netns_cookie: sandbox.netns_cookie, port, reserved: 0 };
-        if tables.listener(&key).is_some() {
+        if tables.is_listener(&key) {
             return Reason::ForeignListener.into();
         }
     }
@@ -311,21 +316,20 @@ fn loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl
 
 /// What the permit of one address says: permitted, denied by rule, or one of the misses.
 #[inline(always)]
-pub fn judge_permit(key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
-    let Some(permit) = tables.permit(key) else { return Reason::NotPermitted.into() };
-    if closed(permit.deny, key.slot, asked, tables) {
+pub fn judge_permit(slot: u32, addr: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+    let Some(permit) = tables.permit(slot, addr) else { return Reason::NotPermitted.into() };
+    if closed(permit.deny, slot, asked, tables) {
         return Verdict::by(Reason::DeniedByRule, permit.deny, false);
     }
     let mut miss = Verdict::from(Reason::NotPermitted);
     let mut index = 0;
     while index < permit.grants.len() {
-        let verdict = tables.judge_grant(key.slot, permit.grants[index], asked);
+        let verdict = tables.judge_grant(slot, permit.grants[index], asked);
         index += 1;
         if verdict.allows() {
             return verdict;
         }
-        // The misses are numbered so that the or of two is what both together say.
-        miss = Verdict(miss.0 | verdict.0);
+        miss = miss.or_miss(verdict);
     }
     miss
 }
@@ -349,15 +353,15 @@ pub fn judge_grant(slot: u32, grant: Grant, asked: Asked, tables: &impl Tables) 
 
 /// What the longest network over an address says: permitted, denied by rule, or a miss.
 #[inline(always)]
-pub fn judge_network(key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
-    let Some(network) = tables.network(key) else { return Reason::NotPermitted.into() };
-    if closed(network.deny, key.slot, asked, tables) {
+pub fn judge_network(slot: u32, addr: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
+    let Some(network) = tables.network(slot, addr) else { return Reason::NotPermitted.into() };
+    if closed(network.deny, slot, asked, tables) {
         return Verdict::by(Reason::DeniedByRule, network.deny, false);
     }
     if network.allow.is_none() {
         return Reason::NotPermitted.into();
     }
-    match tables.matches(network.allow, key.slot, asked) {
+    match tables.matches(network.allow, slot, asked) {
         Match::Hit => Verdict::by(Reason::Permitted, network.allow, false),
         Match::OtherPort => Reason::PortNotPermitted.into(),
         Match::Missing => Reason::NotPermitted.into(),

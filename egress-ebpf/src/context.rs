@@ -10,10 +10,11 @@ use egress_common::{
     addr::Addr,
     event::{Connected, Origin},
     packet::{Bytes, Flow, parse},
-    verdict::Reason,
+    verdict::{Reason, Verdict},
 };
 
-use crate::maps::{CONNECTED, ORIGINS, Tenant};
+use crate::maps::{CONNECTED, ORIGINS};
+use core::mem::MaybeUninit;
 
 /// `ifindex` of `lo` in every network namespace (`net/core/dev.c`, LOOPBACK_IFINDEX).
 pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
@@ -50,10 +51,54 @@ impl From<*mut __sk_buff> for Packet {
 impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        let mut words = [0_u32; N];
+        // Not zeroed: that is a call of memset, which the verifier walks byte by byte.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
         // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
         let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32) };
-        (failed == 0).then_some(words)
+        // SAFETY: zero means that all of it was written.
+        (failed == 0).then(|| unsafe { words.assume_init() })
+    }
+}
+
+/// Room on the stack for the headers of a packet, which [`Packet::read`] fills.
+pub(crate) struct Room(MaybeUninit<Flow>);
+
+impl Room {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    /// [`Flow::NONE`], in place: the verifiers of older kernels want memory written before a global function may write it.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) -> &mut Flow {
+        const { assert!(size_of::<Flow>() == 5 * size_of::<u64>() && align_of::<Flow>() == align_of::<u64>()) };
+        let words = self.0.as_mut_ptr().cast::<u64>();
+        let mut index = 0;
+        while index < 5 {
+            // SAFETY: within the flow, whose size was just checked. Volatile, or the compiler would call memset, which the
+            // verifier walks byte by byte.
+            unsafe { words.add(index).write_volatile(0) };
+            index += 1;
+        }
+        // SAFETY: zero is a flow.
+        unsafe { self.0.assume_init_mut() }
+    }
+}
+
+/// [`parse`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, flow: *mut Flow) -> u64 {
+    let packet = Packet { skb };
+    match parse(&packet, offset as u32, packet.ethertype()) {
+        // SAFETY: not null, and the verifier checks that each caller gives a whole `Flow`.
+        Ok(read) if !flow.is_null() => unsafe {
+            flow.write(read);
+            Verdict::from(Reason::Permitted).0
+        },
+        Ok(_) => Verdict::from(Reason::Malformed).0,
+        Err(reason) => Verdict::from(reason).0,
     }
 }
 
@@ -64,10 +109,10 @@ impl Packet {
         self.skb
     }
 
-    /// Reads the headers at `offset`; see [`parse`] and [`Flow::veiled`].
+    /// Reads the headers at `offset`; see [`parse`]. Allows where they could be read.
     #[inline(always)]
-    pub(crate) fn flow(self, offset: u32, tenant: Tenant) -> Result<Flow, Reason> {
-        Ok(parse(&self, offset, self.ethertype())?.veiled(tenant.sandbox.veil))
+    pub(crate) fn read(self, offset: u32, flow: &mut Flow) -> Verdict {
+        Verdict(parse_at(self.skb, u64::from(offset), flow))
     }
 
     /// EtherType, host order.
@@ -266,13 +311,12 @@ impl<'a> Call<'a> {
 
     /// Keeps the server that the application asked for; `false` where the kernel has no memory for it.
     #[inline(always)]
-    pub(crate) fn keep_origin(self, mut origin: Origin) -> bool {
-        let kept = ORIGINS.get_or_insert_ptr_mut(self.ctx, Some(&mut origin));
+    pub(crate) fn keep_origin(self, origin: impl FnOnce(*mut Origin)) -> bool {
+        let kept = ORIGINS.get_or_insert_ptr_mut(self.ctx, None);
         if kept.is_null() {
             return false;
         }
-        // SAFETY: not null, just checked; an older value is overwritten.
-        unsafe { kept.write(origin) };
+        origin(kept);
         true
     }
 
@@ -285,8 +329,9 @@ impl<'a> Call<'a> {
 
     /// Keeps the rule under which this socket is being connected.
     #[inline(always)]
-    pub(crate) fn keep_connected(self, mut connected: Connected) {
-        let kept = CONNECTED.get_or_insert_ptr_mut(self.ctx, Some(&mut connected));
+    pub(crate) fn keep_connected(self, connected: Connected) {
+        // Made empty and then filled: an initial value would be built on the stack first.
+        let kept = CONNECTED.get_or_insert_ptr_mut(self.ctx, None);
         if !kept.is_null() {
             // SAFETY: not null, just checked.
             unsafe { kept.write(connected) };

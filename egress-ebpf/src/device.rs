@@ -1,19 +1,20 @@
 //! TC on the host side of a sandbox's device: sees every frame that leaves its namespace, whoever made it.
 
 use crate::{
-    context::Packet,
-    maps::{self, DEVICES, FLOWS, SOURCES, Tenant, now_ns, tenant_of},
-    packet::{admit, is_reply, judge},
+    context::{Room, Packet},
+    maps::{DEVICES, FLOWS, Placed, SANDBOXES, SOURCES, Tenant, now_ns, tenant_of},
+    packet::{admit, is_reply, judge, refresh_flow},
     report::{self, Subject},
 };
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use egress_common::{
     addr::Addr,
     event::Hook,
     neighbour::{self, ETHERNET_LEN},
     packet::{Flow, FlowKey, ethertype, is_icmp_error},
     permit::PermitKey,
-    question::{Asked, Path, Question},
+    question::Path,
+    sandbox::flags,
     verdict::{FlowState, Reason, Verdict, flow_idle_ns},
 };
 
@@ -26,7 +27,9 @@ const DROP: i32 = 2;
 pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
-    let (verdict, flow) = judge_frame(tenant, packet);
+    let mut room = Room::new();
+    let flow = room.clear();
+    let verdict = judge_frame(tenant, packet, flow);
     if verdict.allows() {
         return NEXT;
     }
@@ -45,9 +48,16 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
 pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
     let Some(tenant) = device_tenant(packet) else { return DROP };
-    let Ok(flow) = packet.flow(ETHERNET_LEN, tenant) else { return NEXT };
-    // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
-    let _welcome = admit(tenant, &flow, Path::Wire);
+    let mut room = Room::new();
+    let flow = room.clear();
+    if packet.read(ETHERNET_LEN, flow).allows() {
+        if tenant.sandbox.flags & flags::INBOUND == 0 {
+            refresh_flow(tenant, flow);
+        } else {
+            // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
+            let _welcome = admit(tenant, flow);
+        }
+    }
     NEXT
 }
 
@@ -58,50 +68,52 @@ fn device_tenant(packet: Packet) -> Option<Tenant> {
     tenant_of(&identity)
 }
 
-const NO_FLOW: Flow =
-    Flow { src: Addr::UNSPECIFIED, dst: Addr::UNSPECIFIED, src_port: 0, dst_port: 0, protocol: 0, detail: 0, tail: false };
-
 #[inline(always)]
-fn judge_frame(tenant: Tenant, packet: Packet) -> (Verdict, Flow) {
-    let ethertype = packet.ethertype();
+fn judge_frame(tenant: Tenant, packet: Packet, flow: &mut Flow) -> Verdict {
     if packet.has_vlan() {
-        return (Reason::EtherType.into(), NO_FLOW);
+        return Reason::EtherType.into();
     }
-    if ethertype == ethertype::ARP {
-        let reason = match neighbour::arp(&packet, packet.len()) {
-            Ok(sender) if sender == Addr::v4(0) || is_source(tenant, sender) => Reason::Neighbour,
-            Ok(_) => Reason::Source,
-            Err(reason) => reason,
-        };
-        return (reason.into(), NO_FLOW);
-    }
-    let flow = match packet.flow(ETHERNET_LEN, tenant) {
-        Ok(flow) => flow,
-        Err(reason) => return (reason.into(), NO_FLOW),
+    // Each kind of frame names one address that must be the sandbox's own, and what it is worth if so.
+    let (own, verdict) = if packet.ethertype() == ethertype::ARP {
+        match neighbour::arp(&packet, packet.len()) {
+            // Address conflict detection (RFC 5227) asks from the unspecified address.
+            Ok(sender) if sender == Addr::v4(0) => return Reason::Neighbour.into(),
+            Ok(sender) => (sender, Some(Reason::Neighbour)),
+            Err(reason) => return reason.into(),
+        }
+    } else {
+        let read = packet.read(ETHERNET_LEN, flow);
+        if !read.allows() {
+            return read;
+        }
+        if neighbour::is_discovery(flow) {
+            match neighbour::discovery(&packet, flow, packet.len()) {
+                Ok(None) => return Reason::Neighbour.into(),
+                Ok(Some(own)) => (own, Some(Reason::Neighbour)),
+                Err(reason) => return reason.into(),
+            }
+        } else {
+            (flow.src, None)
+        }
     };
-    if let Some(target) = neighbour::solicitation(&packet, &flow, packet.len()) {
-        let reason = match target {
-            Ok(own) if own.is_none_or(|own| is_source(tenant, own)) => Reason::Neighbour,
-            Ok(_) => Reason::Source,
-            Err(reason) => reason,
-        };
-        return (reason.into(), flow);
+    if !is_source(tenant, own) {
+        return Reason::Source.into();
     }
-    if !is_source(tenant, flow.src) {
-        return (Reason::Source.into(), flow);
+    match verdict {
+        Some(reason) => reason.into(),
+        None => judge_flow(tenant, packet, flow),
     }
-    (judge_flow(tenant, packet, &flow), flow)
 }
 
 #[inline(always)]
 fn is_source(tenant: Tenant, addr: Addr) -> bool {
-    SOURCES.get_ptr(&PermitKey { slot: tenant.slot, addr }).is_some()
+    SOURCES.get_ptr(&Placed::new(PermitKey { slot: tenant.slot, addr }).key).is_some()
 }
 
 #[inline(always)]
 fn judge_flow(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
     if is_icmp_error(flow) {
-        return quoted(tenant, packet, flow);
+        return Verdict(quoted_at(packet.skb(), tenant.slot.into(), flow));
     }
     let verdict = judge(tenant, flow, Path::Wire);
     if verdict.allows() {
@@ -120,30 +132,51 @@ fn judge_flow(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
 /// keeps it alive.
 #[inline(always)]
 fn remember_permitted(tenant: Tenant, flow: &Flow, verdict: Verdict) {
-    let key = FlowKey::outgoing(tenant.slot, flow);
+    let key = Placed::new(FlowKey::outgoing(tenant.slot, flow));
     let now = now_ns();
-    if let Some(state) = FLOWS.get_ptr(&key) {
+    if let Some(state) = FLOWS.get_ptr(&key.key) {
         // SAFETY: a map value, words read once.
         let state = unsafe { *state };
-        if state.nonce == tenant.sandbox.nonce && state.rule == verdict.rule() && now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol) / 2 {
+        if state.nonce == tenant.sandbox.nonce
+            && state.rule == verdict.rule()
+            && now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol) / 2
+        {
             return;
         }
     }
-    let _full = FLOWS.insert(&key, &FlowState { rule: verdict.rule(), nonce: tenant.sandbox.nonce, heard_ns: now }, 0);
+    let state = FlowState { rule: verdict.rule(), nonce: tenant.sandbox.nonce, heard_ns: now };
+    let _full = FLOWS.insert(&key.key, &state, 0);
 }
 
-/// An ICMP error passes to whom the policy permits the flow that it quotes (path MTU, unreachable ports).
+/// An ICMP error passes to whom the policy permits the flow that it quotes (path MTU, unreachable ports). A global BPF
+/// function, rarely run and verified apart.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow) -> u64 {
+    let slot = slot as u32;
+    // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
+    if let Some(flow) = unsafe { flow.as_ref() }
+        && let Some(sandbox) = SANDBOXES.get(slot)
+        && quotes_permitted(Tenant { slot, sandbox }, Packet::from(skb), flow)
+    {
+        return Verdict::from(Reason::Permitted).0;
+    }
+    Verdict::from(Reason::Icmp).0
+}
+
 #[inline(always)]
-fn quoted(tenant: Tenant, packet: Packet, flow: &Flow) -> Verdict {
+fn quotes_permitted(tenant: Tenant, packet: Packet, flow: &Flow) -> bool {
     let header = if flow.src.is_v4() { 20 } else { 40 };
-    let Ok(inner) = packet.flow(ETHERNET_LEN + header + 8, tenant) else { return Reason::Icmp.into() };
-    if inner.src != flow.dst || !is_source(tenant, inner.dst) || inner.tail {
-        return Reason::Icmp.into();
+    let mut room = Room::new();
+    let flow = room.clear();
+    if !packet.read(ETHERNET_LEN + header + 8, flow).allows() {
+        return false;
     }
-    let asked = Asked::new(Path::Wire, inner.protocol, Some(inner.src_port), 0);
-    let verdict = maps::judge(tenant, Question { dst: inner.src, asked });
-    if verdict.allows() || is_reply(tenant, &Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..inner }) {
-        return Reason::Permitted.into();
+    // As the sandbox would have answered it.
+    let inner = *flow;
+    let answer = Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..inner };
+    if answer.dst != flow.dst || answer.tail || !is_source(tenant, answer.src) {
+        return false;
     }
-    Reason::Icmp.into()
+    judge(tenant, &answer, Path::Wire).allows() || is_reply(tenant, &answer)
 }

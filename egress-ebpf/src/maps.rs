@@ -16,11 +16,12 @@ use egress_common::{
     addr::{Addr, Class},
     event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
     packet::FlowKey,
-    permit::{Grant, Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule},
+    permit::{Grant, Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by},
     question::{Asked, Question},
     sandbox::{Identity, Sandbox},
     verdict::{FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant, judge_network, judge_permit},
 };
+use core::mem::MaybeUninit;
 
 #[map]
 pub(crate) static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();
@@ -100,42 +101,73 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// A key placed so that the addresses behind its first word lie on eight bytes, and each half is stored at once.
+#[repr(C, align(8))]
+pub(crate) struct Placed<K> {
+    gap: MaybeUninit<u32>,
+    pub(crate) key: K,
+}
+
+impl<K> Placed<K> {
+    #[inline(always)]
+    pub(crate) fn new(key: K) -> Self {
+        Self { gap: MaybeUninit::uninit(), key }
+    }
+}
+
+/// A key that begins with an address, or has it behind two words.
+#[repr(C, align(8))]
+pub(crate) struct Aligned<K>(pub(crate) K);
+
 // The steps of a verdict as global BPF functions of plain numbers: the verifier checks each once, instead of once for
-// every path that leads to each of its calls.
+// every path that leads to each of its calls, and whoever calls one sees numbers that it cannot tell apart. All are 64
+// bits wide: narrower ones are cut to size, by two instructions each, on both sides of a call.
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn match_rule_at(index: u32, tag: u32, slot: u32, asked: u64) -> u32 {
-    match_rule(RULES.get(index), tag, slot, Asked(asked)) as u32
+extern "C" fn covers_at(index: u64, start: u64, asked: u64) -> u64 {
+    RULES.get(index as u32).is_some_and(|rule| rule.covers_at(start as usize, Asked(asked))).into()
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn class_at(high: u64, low: u64) -> u32 {
-    Addr::unpack(high, low).class() as u32
+extern "C" fn match_at(index: u64, tag: u64, slot: u64, asked: u64) -> u64 {
+    let asked = Asked(asked);
+    match_rule_by(RULES.get(index as u32), tag as u32, slot as u32, asked, |rule, start| {
+        // Nearly every rule is answered by the first look.
+        if start == 0 { rule.covers_at(0, asked) } else { covers_at(index, start as u64, asked.0) != 0 }
+    }) as u64
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_permit_at(slot: u32, high: u64, low: u64, asked: u64) -> u64 {
-    judge_permit(&PermitKey { slot, addr: Addr::unpack(high, low) }, Asked(asked), &KernelTables).0
+extern "C" fn class_at(high: u64, low: u64) -> u64 {
+    Addr::unpack(high, low).class() as u64
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_grant_at(slot: u32, expires_ns: u64, index: u32, tag: u32, asked: u64) -> u64 {
-    judge_grant(slot, Grant { expires_ns, rule: RuleRef { index, tag } }, Asked(asked), &KernelTables).0
+extern "C" fn judge_permit_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    judge_permit(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_network_at(slot: u32, high: u64, low: u64, asked: u64) -> u64 {
-    judge_network(&PermitKey { slot, addr: Addr::unpack(high, low) }, Asked(asked), &KernelTables).0
+extern "C" fn judge_grant_at(slot: u64, expires_ns: u64, index: u64, tag: u64, asked: u64) -> u64 {
+    let rule = RuleRef { index: index as u32, tag: tag as u32 };
+    judge_grant(slot as u32, Grant { expires_ns, rule }, Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn decide_at(slot: u32, high: u64, low: u64, asked: u64) -> u64 {
+extern "C" fn judge_network_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    judge_network(slot as u32, Addr::unpack(high, low), Asked(asked), &KernelTables).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn decide_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    let slot = slot as u32;
     let Some(sandbox) = SANDBOXES.get(slot) else { return Verdict::from(Reason::NoSandbox).0 };
     decide(slot, sandbox, Question { dst: Addr::unpack(high, low), asked: Asked(asked) }, &KernelTables).0
 }
@@ -144,7 +176,7 @@ extern "C" fn decide_at(slot: u32, high: u64, low: u64, asked: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn judge(tenant: Tenant, question: Question) -> Verdict {
     let (high, low) = question.dst.pack();
-    Verdict(decide_at(tenant.slot, high, low, question.asked.0))
+    Verdict(decide_at(tenant.slot.into(), high, low, question.asked.0))
 }
 
 /// The maps as the verdict sees them.
@@ -152,15 +184,15 @@ pub(crate) struct KernelTables;
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn permit(&self, key: &PermitKey) -> Option<&Permit> {
+    fn permit(&self, slot: u32, addr: Addr) -> Option<&Permit> {
         // SAFETY: the value may change under us; each grant is judged by its own rule's tag, so a torn read opens
         // nothing that some permit of this sandbox does not open.
-        unsafe { PERMITS.get(key) }
+        unsafe { PERMITS.get(&Placed::new(PermitKey { slot, addr }).key) }
     }
 
     #[inline(always)]
-    fn network(&self, key: &PermitKey) -> Option<&Network> {
-        NETWORKS.get(&Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot: key.slot, addr: key.addr }))
+    fn network(&self, slot: u32, addr: Addr) -> Option<&Network> {
+        NETWORKS.get(&Aligned(Key::new(NETWORK_SLOT_BITS + 128, NetworkKey { slot, addr })).0)
     }
 
     #[inline(always)]
@@ -175,25 +207,25 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
-        let (high, low) = key.addr.pack();
-        Verdict(judge_permit_at(key.slot, high, low, asked.0))
+    fn judge_permit(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        let (high, low) = addr.pack();
+        Verdict(judge_permit_at(slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
     fn judge_grant(&self, slot: u32, grant: Grant, asked: Asked) -> Verdict {
-        Verdict(judge_grant_at(slot, grant.expires_ns, grant.rule.index, grant.rule.tag, asked.0))
+        Verdict(judge_grant_at(slot.into(), grant.expires_ns, grant.rule.index.into(), grant.rule.tag.into(), asked.0))
     }
 
     #[inline(always)]
-    fn judge_network(&self, key: &PermitKey, asked: Asked) -> Verdict {
-        let (high, low) = key.addr.pack();
-        Verdict(judge_network_at(key.slot, high, low, asked.0))
+    fn judge_network(&self, slot: u32, addr: Addr, asked: Asked) -> Verdict {
+        let (high, low) = addr.pack();
+        Verdict(judge_network_at(slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
-        match match_rule_at(rule.index, rule.tag, slot, asked.0) {
+        match match_at(rule.index.into(), rule.tag.into(), slot.into(), asked.0) {
             2 => Match::Hit,
             1 => Match::OtherPort,
             _ => Match::Missing,
@@ -201,14 +233,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn is_own(&self, key: &PermitKey) -> bool {
-        OWN.get_ptr(key).is_some()
+    fn is_own(&self, slot: u32, addr: Addr) -> bool {
+        OWN.get_ptr(&Placed::new(PermitKey { slot, addr }).key).is_some()
     }
 
     #[inline(always)]
-    fn listener(&self, key: &ListenerKey) -> Option<u64> {
-        // SAFETY: a single word, read once.
-        unsafe { LISTENERS.get(key) }.copied()
+    fn is_listener(&self, key: &ListenerKey) -> bool {
+        LISTENERS.get_ptr(key).is_some()
     }
 
     #[inline(always)]

@@ -1,10 +1,14 @@
 //! Counters, and events that a flood cannot turn into a flood.
 
-use crate::maps::{COUNTERS, DENIALS, EVENTS, SANDBOXES, Tenant, now_ns};
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use crate::maps::{Aligned, COUNTERS, DENIALS, EVENTS, SANDBOXES, Tenant, now_ns};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    generated::bpf_get_current_comm,
+};
+use core::mem::MaybeUninit;
 use egress_common::{
     addr::Addr,
-    event::{Client, Counters, Denial, DenialKey, EVENTS_PER_SECOND, FOLD_NS, Hook, Record},
+    event::{Counters, Denial, DenialKey, EVENTS_PER_SECOND, FOLD_NS, Hook, Record},
     sandbox::flags,
     verdict::{REASONS, Verdict},
 };
@@ -19,16 +23,38 @@ pub(crate) struct Subject {
     pub(crate) protocol: u8,
 }
 
-/// Where a hook has no caller to name.
-const NOBODY: Client = Client { pid: 0, uid: u32::MAX, comm: [0; 16] };
+/// Where a caller is written down: in place, because a copy of a name is made byte by byte.
+#[derive(Clone, Copy)]
+pub(crate) struct CallerAt {
+    pub(crate) pid: *mut u32,
+    pub(crate) uid: *mut u32,
+    pub(crate) comm: *mut [u8; 16],
+}
 
-/// The calling process. Socket hooks only: elsewhere the current task is whoever the packet interrupted.
-#[inline(always)]
-pub(crate) fn caller() -> Client {
-    Client {
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        uid: bpf_get_current_uid_gid() as u32,
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+impl CallerAt {
+    /// Writes down the calling process. Socket hooks only: elsewhere the current task is whoever the packet interrupted.
+    #[inline(always)]
+    pub(crate) fn write_caller(self) {
+        // SAFETY: three fields of one value; the helper fails for no buffer of this size.
+        unsafe {
+            *self.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            *self.uid = bpf_get_current_uid_gid() as u32;
+            bpf_get_current_comm(self.comm.cast(), size_of::<[u8; 16]>() as u32);
+        }
+    }
+
+    /// Where a hook has no caller to name.
+    #[inline(always)]
+    fn write_nobody(self) {
+        // SAFETY: as above.
+        unsafe {
+            *self.pid = 0;
+            *self.uid = u32::MAX;
+            // Two words, volatile: a call of memset would be walked byte by byte. The name stands on eight bytes.
+            const { assert!(core::mem::offset_of!(Record, comm) % 8 == 0) };
+            self.comm.cast::<u64>().write_volatile(0);
+            self.comm.cast::<u64>().add(1).write_volatile(0);
+        }
     }
 }
 
@@ -51,19 +77,19 @@ pub(crate) fn passed(slot: u32, bytes: u32) {
 #[inline(always)]
 pub(crate) fn denied_call(tenant: Tenant, verdict: Verdict, subject: &Subject) -> bool {
     let (high, low) = subject.addr.pack();
-    opaque(report_call(tenant.slot, high, low, pack(subject), verdict.0)) != 0
+    opaque(report_call(tenant.slot.into(), high, low, pack(subject), verdict.0)) != 0
 }
 
 /// Counts and reports a denied packet, and says whether it may go on all the same (observe mode).
 #[inline(always)]
 pub(crate) fn denied_packet(tenant: Tenant, verdict: Verdict, subject: &Subject) -> bool {
     let (high, low) = subject.addr.pack();
-    opaque(report_packet(tenant.slot, high, low, pack(subject), verdict.0)) != 0
+    opaque(report_packet(tenant.slot.into(), high, low, pack(subject), verdict.0)) != 0
 }
 
 /// Makes the compiler forget what it knows of a global function's result: the verifier does not, and wants to see the test.
 #[inline(always)]
-fn opaque(value: u32) -> u32 {
+fn opaque(value: u64) -> u64 {
     // SAFETY: reads a local.
     unsafe { core::ptr::read_volatile(&raw const value) }
 }
@@ -76,30 +102,29 @@ const fn pack(subject: &Subject) -> u64 {
 // Two global BPF functions of plain numbers, verified once each: only socket programs may ask for the current task.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn report_call(slot: u32, high: u64, low: u64, subject: u64, verdict: u64) -> u32 {
-    u32::from(report(slot, Addr::unpack(high, low), subject, Verdict(verdict), caller))
+extern "C" fn report_call(slot: u64, high: u64, low: u64, subject: u64, verdict: u64) -> u64 {
+    report(slot as u32, Addr::unpack(high, low), subject, Verdict(verdict), CallerAt::write_caller).into()
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn report_packet(slot: u32, high: u64, low: u64, subject: u64, verdict: u64) -> u32 {
-    u32::from(report(slot, Addr::unpack(high, low), subject, Verdict(verdict), || NOBODY))
+extern "C" fn report_packet(slot: u64, high: u64, low: u64, subject: u64, verdict: u64) -> u64 {
+    report(slot as u32, Addr::unpack(high, low), subject, Verdict(verdict), CallerAt::write_nobody).into()
 }
 
 #[inline(always)]
-fn report(slot: u32, addr: Addr, subject: u64, verdict: Verdict, client: impl Fn() -> Client) -> bool {
+fn report(slot: u32, addr: Addr, subject: u64, verdict: Verdict, write: impl Fn(CallerAt)) -> bool {
     let Some(sandbox) = SANDBOXES.get(slot) else { return false };
-    let dst_port = subject as u16;
-    let protocol = (subject >> 32) as u8;
     let observe = sandbox.flags & flags::OBSERVE != 0;
-    let now = now_ns();
     let Some(counters) = counters(slot) else { return observe };
     if let Some(counter) = counters.denied.get_mut(usize::from(verdict.reason_number()) & (REASONS - 1)) {
         *counter += 1;
     }
-    let key = DenialKey { addr, slot, port: dst_port, protocol, reason: verdict.reason_number() };
+    let now = now_ns();
+    let (dst_port, protocol) = (subject as u16, (subject >> 32) as u8);
+    let key = Aligned(DenialKey { addr, slot, port: dst_port, protocol, reason: verdict.reason_number() });
     let mut count = 1;
-    if let Some(denial) = DENIALS.get_ptr_mut(&key) {
+    if let Some(denial) = DENIALS.get_ptr_mut(&key.0) {
         // SAFETY: a map value; a racing update loses a count, nothing else.
         let denial = unsafe { &mut *denial };
         if now.wrapping_sub(denial.reported_ns) < FOLD_NS {
@@ -113,36 +138,38 @@ fn report(slot: u32, addr: Addr, subject: u64, verdict: Verdict, client: impl Fn
         counters.window_s = second;
         counters.window_events = 0;
     }
-    if counters.window_events >= EVENTS_PER_SECOND {
+    counters.window_events += 1;
+    if counters.window_events > EVENTS_PER_SECOND {
         counters.lost += 1;
         return observe;
     }
-    counters.window_events += 1;
-    let client = client();
-    let record = Record {
-        time_ns: now,
-        nonce: sandbox.nonce,
-        addr,
-        comm: client.comm,
-        rule_tag: verdict.rule().tag,
-        pid: client.pid,
-        uid: client.uid,
-        count: u32::try_from(count).unwrap_or(u32::MAX),
-        lost: u32::try_from(counters.lost).unwrap_or(u32::MAX),
-        dst_port,
-        src_port: (subject >> 16) as u16,
-        protocol,
-        hook: (subject >> 40) as u8,
-        reason: verdict.reason_number(),
-        observed: u8::from(observe),
-        reserved: 0,
+    let mut record = MaybeUninit::<Record>::uninit();
+    let to = record.as_mut_ptr();
+    // SAFETY: every field of the record is written here, in place.
+    let record = unsafe {
+        write(CallerAt { pid: &raw mut (*to).pid, uid: &raw mut (*to).uid, comm: &raw mut (*to).comm });
+        (*to).time_ns = now;
+        (*to).nonce = sandbox.nonce;
+        (*to).addr = addr;
+        (*to).rule_tag = verdict.rule().tag;
+        // Nothing is denied four billion times between two reports.
+        (*to).count = count as u32;
+        (*to).lost = counters.lost as u32;
+        (*to).dst_port = dst_port;
+        (*to).src_port = (subject >> 16) as u16;
+        (*to).protocol = protocol;
+        (*to).hook = (subject >> 40) as u8;
+        (*to).reason = verdict.reason_number();
+        (*to).observed = u8::from(observe);
+        (*to).reserved = 0;
+        record.assume_init_ref()
     };
-    if EVENTS.output::<Record>(&record, 0).is_err() {
+    if EVENTS.output::<Record>(record, 0).is_err() {
         counters.lost += 1;
         return observe;
     }
     counters.lost = 0;
     // A full table forgets the oldest; the worst that follows is one more event.
-    let _full = DENIALS.insert(&key, &Denial { reported_ns: now, count: 0 }, 0);
+    let _full = DENIALS.insert(&key.0, &Denial { reported_ns: now, count: 0 }, 0);
     observe
 }

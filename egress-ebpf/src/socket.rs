@@ -3,16 +3,16 @@
 use crate::{
     context::{Call, Family, NewSocket},
     maps::{self, LISTENERS, Tenant, tenant},
-    report::{self, Subject},
+    report::{self, CallerAt, Subject},
 };
 use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
 use egress_common::{
-    addr::{Addr, Class},
+    addr::Addr,
     destination::{DNS_PORT, Protocols},
-    event::{Connected, Hook, Origin},
+    event::{Connected, Hook},
     packet::protocol,
     sandbox::flags,
     question::{Asked, Path, Question},
@@ -90,7 +90,6 @@ fn judge(hook: Hook, call: Call<'_>) -> i32 {
     if verdict.fleeting() && matches!(hook, Hook::Connect4 | Hook::Connect6) {
         call.keep_connected(Connected {
             nonce: tenant.sandbox.nonce,
-            netns_cookie: call.netns_cookie(),
             addr: addr.routed(),
             rule: verdict.rule(),
             port: u32::from(port),
@@ -109,7 +108,18 @@ fn refuse(tenant: Tenant, verdict: Verdict, hook: Hook, addr: Addr, dst_port: u1
 /// Every query to port 53, loopback servers included, goes to the sandbox's own listener.
 #[inline(always)]
 fn redirect(tenant: Tenant, call: Call<'_>, addr: Addr) -> i32 {
-    if !call.keep_origin(Origin { addr, port_be: call.port_be(), client: report::caller() }) {
+    let port_be = call.port_be();
+    let kept = call.keep_origin(|origin| {
+        // SAFETY: a value of the map, alive for the program run.
+        unsafe {
+            (*origin).addr = addr;
+            (*origin).port_be = port_be;
+            let client = &raw mut (*origin).client;
+            let at = CallerAt { pid: &raw mut (*client).pid, uid: &raw mut (*client).uid, comm: &raw mut (*client).comm };
+            at.write_caller();
+        }
+    });
+    if !kept {
         return REFUSE;
     }
     let listener = if addr.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
@@ -122,7 +132,7 @@ fn redirect(tenant: Tenant, call: Call<'_>, addr: Addr) -> i32 {
 fn restore(call: Call<'_>) -> i32 {
     if let Some(tenant) = tenant()
         && u32::from(call.port()) == tenant.sandbox.listener_port
-        && call.addr().class() == Class::Loopback
+        && matches!(call.addr(), Addr::LOOPBACK_V4 | Addr::LOOPBACK_V6)
         && let Some(origin) = call.origin()
     {
         call.set(origin.addr, origin.port_be);

@@ -112,13 +112,14 @@ impl Lab {
             Uid::effective().is_root(),
             "these tests make network namespaces and load BPF: run them as root (`cargo xtask test`)"
         );
+        ["ip", "curl", "setpriv", "unshare", "python3"].into_iter().for_each(need);
         let ground = Ground::new();
         let (stop, stopper) = Stop::new();
         let [boxed, outer, sink] = [Netns::new(), Netns::new(), Netns::new()];
         wiring::wire(&outer, &sink);
         let (zone, hits) = (Zone::default(), Hits::default());
         wiring::names(&zone);
-        sink::start(&sink, &hits, &stop);
+        sink::start(&sink, &ground.directory.join("www"), &hits, &stop);
         dns::start(&sink, &wiring::dns_servers(), &zone, &stop);
         let (caller, outside) = (ground.cgroup.child("caller"), ground.cgroup.child("outside"));
         let lab = Self {
@@ -215,7 +216,7 @@ impl Lab {
     /// Panics if a single frame has come to `dst`.
     #[track_caller]
     pub fn expect_silence(&self, dst: impl Into<IpAddr>) {
-        let frames: Vec<_> = self.frames_to(dst).iter().map(ToString::to_string).collect();
+        let frames = self.frames_to(dst);
         assert!(frames.is_empty(), "{} frames where none may come: {frames:#?}", frames.len());
     }
 
@@ -225,9 +226,26 @@ impl Lab {
         &tls.certificate
     }
 
+    /// The link address of the sink's device.
+    pub fn sink_mac(&self) -> String {
+        self.sink
+            .sh("ip -o link show eth0")
+            .stdout
+            .split_whitespace()
+            .skip_while(|word| *word != "link/ether")
+            .nth(1)
+            .expect("a link address")
+            .to_owned()
+    }
+
     /// Starts Squid at [`PROXY`]:3128, which lets through requests for `hosts` alone.
     pub fn squid(&self, hosts: &[&str]) -> Squid {
-        Squid::start(&self.sink, &self.outside, &self.ground.directory, "squid", hosts)
+        Squid::start(&self.sink, &self.outside, &self.ground.directory, hosts)
+    }
+
+    /// The words that start a Squid of its own at `address`:3128, as root or as the user proxy, letting through `hosts`.
+    pub fn squid_words(&self, name: &str, address: IpAddr, hosts: &[&str]) -> Vec<String> {
+        squid::prepare(&self.ground.directory, name, address, hosts)
     }
 
     /// An egressd command of the given verb, with the lab's directories, DNS server and, for `run`, `--user nobody`.
@@ -251,6 +269,11 @@ impl Lab {
     #[track_caller]
     pub fn sh_netns(&self, flags: &str, script: &str) -> Output {
         self.egressd("run").entering(&self.boxed).flags(flags).sh(script).output()
+    }
+
+    /// `egressd run` in its two shapes: in the box, and from outside with `--netns`.
+    pub fn shapes(&self) -> [(&'static str, Launch<'_>); 2] {
+        [("box", self.egressd("run")), ("netns", self.egressd("run").entering(&self.boxed))]
     }
 
     /// A shell script in the box, as nobody and outside of every sandbox: the control that shows what would arrive.
@@ -291,6 +314,11 @@ impl Lab {
     /// `--pin-dir`.
     pub fn pin_dir(&self) -> PathBuf {
         self.ground.directory.join("pins")
+    }
+
+    /// What the servers serve below `/www/`. It does not exist until a test makes it.
+    pub fn www_dir(&self) -> PathBuf {
+        self.ground.directory.join("www")
     }
 
     /// Writes a file that sandboxed commands can read; returns its path.

@@ -206,6 +206,13 @@ impl Running {
         self.ended
     }
 
+    /// Waits for its end and nothing else: what it started may live on and hold its output.
+    #[track_caller]
+    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        let ended = self.wait_until(Instant::now() + deadline);
+        ended.unwrap_or_else(|| panic!("not ended after {deadline:?}\n{}", self.said()))
+    }
+
     /// Waits for its end. Past `deadline` its process group is killed and the test fails with what it said.
     #[track_caller]
     pub fn finish(mut self, deadline: Duration) -> Output {

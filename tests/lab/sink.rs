@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -65,20 +66,20 @@ impl Hits {
     }
 }
 
-/// Starts the servers in `netns`.
-pub(crate) fn start(netns: &Netns, hits: &Hits, stop: &Stop) {
+/// Starts the servers in `netns`; below `/www/` they serve what is in `files`.
+pub(crate) fn start(netns: &Netns, files: &Path, hits: &Hits, stop: &Stop) {
     let (listeners, sockets) = netns.enter(|| {
         // One dual-stack socket a port; the accepted socket tells which of the sink's addresses was meant.
         let listeners = TCP_PORTS.map(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a TCP sink"));
         (listeners, UDP_PORTS.map(|port| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a UDP sink")))
     });
     for listener in listeners {
-        let (hits, stop) = (hits.clone(), stop.clone());
+        let (hits, stop, files) = (hits.clone(), stop.clone(), files.to_owned());
         std::thread::spawn(move || {
             while stop.wait(&[listener.as_fd()]) {
                 let Ok((stream, _)) = listener.accept() else { continue };
-                let (hits, stop) = (hits.clone(), stop.clone());
-                std::thread::spawn(move || serve(stream, &hits, &stop));
+                let (hits, stop, files) = (hits.clone(), stop.clone(), files.clone());
+                std::thread::spawn(move || serve(stream, &files, &hits, &stop));
             }
         });
     }
@@ -98,7 +99,7 @@ pub(crate) fn start(netns: &Netns, hits: &Hits, stop: &Stop) {
     });
 }
 
-fn serve(mut stream: TcpStream, hits: &Hits, stop: &Stop) {
+fn serve(mut stream: TcpStream, files: &Path, hits: &Hits, stop: &Stop) {
     let (Ok(src), Ok(dst)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let (src, dst) = (canonical(src), canonical(dst));
     let mut bytes = Vec::new();
@@ -118,7 +119,7 @@ fn serve(mut stream: TcpStream, hits: &Hits, stop: &Stop) {
             // Written down before the answer leaves: whoever has read the answer finds the hit.
             hits.push(Hit { src, dst, sni: None, bytes: std::mem::take(&mut bytes) });
             answered = true;
-            let _gone = stream.write_all(&answer(&text, dst));
+            let _gone = stream.write_all(&answer(&text, files, dst));
             break;
         }
     }
@@ -131,11 +132,16 @@ fn serve(mut stream: TcpStream, hits: &Hits, stop: &Stop) {
     while matches!(stream.read(&mut chunk), Ok(1..)) {}
 }
 
-/// `GET /bytes/N` gives N bytes, `/redir-to-evil` redirects to evil.test, everything else names the sink's address.
-fn answer(request: &str, dst: SocketAddr) -> Vec<u8> {
+/// `/bytes/N` gives N bytes, `/redir-to-evil` redirects to evil.test, `/www/` is the files; the rest names the address.
+fn answer(request: &str, files: &Path, dst: SocketAddr) -> Vec<u8> {
     let path = request.split(' ').nth(1).unwrap_or("/");
     let (status, body) = if let Some(size) = path.strip_prefix("/bytes/") {
         ("200 OK".to_owned(), vec![b'x'; size.split('/').next().and_then(|size| size.parse().ok()).unwrap_or(0)])
+    } else if let Some(file) = path.strip_prefix("/www/") {
+        match std::fs::read(files.join(file.split('?').next().unwrap_or_default())) {
+            Ok(body) => ("200 OK".to_owned(), body),
+            Err(_) => ("404 Not Found".to_owned(), Vec::new()),
+        }
     } else if path.starts_with("/redir-to-evil") {
         ("302 Found\r\nLocation: http://evil.test/redirected".to_owned(), Vec::new())
     } else {

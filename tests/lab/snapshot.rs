@@ -81,12 +81,8 @@ fn devices(name: &str, netns: &Netns, lines: &mut BTreeSet<String>) {
         "for d in $(ip -br link | cut -d' ' -f1 | cut -d@ -f1); do tc filter show dev $d ingress; tc filter show dev $d egress; done",
         "nft list ruleset",
     ];
-    for command in commands {
-        let output = netns.sh(command);
-        // A rate that a discipline reports changes by itself.
-        for line in output.exits(0).stdout.lines() {
-            lines.insert(format!("{name}: {}", line.trim()));
-        }
+    for line in netns.sh(&commands.join(" && ")).exits(0).stdout.lines() {
+        lines.insert(format!("{name}: {}", line.trim()));
     }
 }
 

@@ -70,12 +70,10 @@ link set br0 up
 route add default via {GATEWAY}",
         sink.path().display()
     ));
-    let mut lines =
-        "link set eth0 up\naddr add fe80::2/64 dev eth0 nodad\naddr add 169.254.169.254/32 dev eth0\n".to_owned();
-    for host in [1, 10, 11, 12, 13, 14, 15, 20, 21, 53, 54, 77, 80] {
-        lines += &format!("addr add 198.51.100.{host}/24 dev eth0\naddr add 2001:db8::{host}/64 dev eth0 nodad\n");
-    }
-    sink.ip(&lines);
+    let hosts = [1, 10, 11, 12, 13, 14, 15, 20, 21, 53, 54, 77, 80];
+    let both = |host| format!("\naddr add 198.51.100.{host}/24 dev eth0\naddr add 2001:db8::{host}/64 dev eth0 nodad");
+    let lines = "link set eth0 up\naddr add fe80::2/64 dev eth0 nodad\naddr add 169.254.169.254/32 dev eth0".to_owned();
+    sink.ip(&(lines + &hosts.map(both).concat()));
 }
 
 /// The names that every lab knows.

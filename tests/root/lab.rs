@@ -172,7 +172,7 @@ fn a_snapshot_tells_what_was_added() {
     let lab = Lab::new();
     let before = lab.snapshot();
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
-    lab.cgroup().child("more");
+    let _more = lab.cgroup().child("more");
     lab.outer_ns().sh("tc qdisc add dev box0 clsact").exits(0);
     let added = before.diff(&lab.snapshot());
     assert_eq!(added.len(), 2, "{added:?}");

@@ -8,4 +8,19 @@
     reason = "everything here is a test or is called by tests alone"
 )]
 
+mod agents;
+mod apart;
+mod bad_input;
+mod clients;
+mod ends;
+mod foreign;
+mod headers;
 mod lab;
+mod names;
+mod net;
+mod own;
+mod pins;
+mod platform;
+mod refusals;
+mod run;
+mod sockets;

@@ -11,7 +11,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockopt, setsockopt, socket,
-        sockopt::{RcvBuf, ReuseAddr},
+        sockopt::{Ipv6V6Only, RcvBuf, ReuseAddr},
     },
 };
 use std::{
@@ -30,12 +30,13 @@ const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A network namespace without a name, which ends with its last handle.
 fn netns() -> Netns {
-    thread::spawn(|| {
+    let made = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
         Netns::current().unwrap()
     })
     .join()
-    .unwrap()
+    .unwrap();
+    Netns::from_fd(made.as_fd().try_clone_to_owned().unwrap(), "of a test".into()).unwrap()
 }
 
 /// Runs `ip` inside; `{other}` stands for the namespace of `other`.
@@ -130,6 +131,9 @@ fn listeners_stand_inside_on_one_privileged_port_of_both_families() {
         assert!(OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap()).contains(OFlag::O_NONBLOCK));
         assert!(!getsockopt(&fd, ReuseAddr).unwrap());
     }
+    for fd in [listeners.udp.get(1).unwrap().as_fd(), listeners.tcp.get(1).unwrap().as_fd()] {
+        assert!(getsockopt(&fd, Ipv6V6Only).unwrap());
+    }
     for socket in &listeners.udp {
         assert!(getsockopt(socket, RcvBuf).unwrap() >= 1 << 20);
     }
@@ -179,6 +183,18 @@ fn nobody_shares_a_listeners_port() {
 }
 
 #[test]
+fn the_port_cannot_be_guessed() {
+    let ports: BTreeSet<u16> = (0..4)
+        .map(|_| {
+            let inside = netns();
+            inside.set_loopback_up().unwrap();
+            inside.open_listeners(PORTS).unwrap().port
+        })
+        .collect();
+    assert!(ports.len() > 1, "four fresh namespaces all gave {ports:?}");
+}
+
+#[test]
 fn where_ipv6_is_disabled_only_ipv4_listens() {
     let inside = netns();
     inside.set_loopback_up().unwrap();
@@ -189,6 +205,11 @@ fn where_ipv6_is_disabled_only_ipv4_listens() {
     ip(&inside, "address del 127.0.0.1/8 dev lo");
     let missing = inside.open_listeners(PORTS).unwrap_err();
     assert!(matches!(missing, ListenError::NoLoopbackAddress { .. }), "{missing}");
+    // What the message says to type heals it.
+    let text = missing.to_string();
+    let command = text.split('`').nth(1).unwrap();
+    assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+    inside.open_listeners(PORTS).unwrap();
 }
 
 #[test]
@@ -247,14 +268,11 @@ fn a_flood_of_changes_loses_none() {
         send.send(now).unwrap();
     })
     .unwrap();
-    let mut batch = String::from("address add 192.0.2.1/32 dev one\n");
-    for third in 0..16 {
-        for last in 1..251 {
-            batch += &format!("address add 10.9.{third}.{last}/32 dev two\n");
-        }
-    }
+    let hosts = (0..16).flat_map(|third| (1..251).map(move |last| format!("10.9.{third}.{last}/32 dev two")));
+    let all = std::iter::once("192.0.2.1/32 dev one".to_owned()).chain(hosts);
+    let batch: Vec<_> = all.map(|address| format!("address add {address}\n")).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), batch).unwrap();
+    std::fs::write(file.path(), batch.concat()).unwrap();
     ip(&inside, &format!("-batch {}", file.path().display()));
     let now = await_delivery(&delivered, "the last of 4001 addresses", |now| now.len() == 4001);
     assert_eq!(now, addresses::list(&inside).unwrap());

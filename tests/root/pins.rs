@@ -140,7 +140,10 @@ fn pins_live_in_an_own_bpffs_that_goes_with_its_last_owner() {
         symlink("/", owner.join("out")).unwrap();
         assert_eq!(root.owners().unwrap(), ["daemon", "run-1_a"]);
 
+        drop(root);
         assert!(!lab.release(again), "others have pins");
+        let root = lab.open(&path).unwrap();
+        assert_eq!(root.owners().unwrap(), ["daemon", "run-1_a"]);
         root.remove_owner_dir("daemon").unwrap();
         root.remove_owner_dir("run-1_a").unwrap();
         root.remove_owner_dir("run-1_a").unwrap();

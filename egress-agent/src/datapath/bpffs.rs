@@ -257,15 +257,12 @@ fn mounted_on(table: &[u8], path: &Path) -> Option<Vec<u8>> {
 fn unescape(field: &[u8]) -> Vec<u8> {
     let (mut plain, mut rest) = (Vec::with_capacity(field.len()), field);
     while let Some((byte, behind)) = rest.split_first() {
-        match (byte, behind) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..]) => {
-                plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = behind;
-            }
-            _ => {
-                plain.push(*byte);
-                rest = behind;
-            }
+        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..]) = (byte, behind) {
+            plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = behind;
+        } else {
+            plain.push(*byte);
+            rest = behind;
         }
     }
     plain

@@ -33,10 +33,10 @@ pub(super) struct Link {
     /// What `ip link add type` calls it; empty for hardware and lo.
     pub(super) kind: String,
     pub(super) mac: [u8; 6],
-    /// ifindex of the peer or the lower device, in the namespace that `link_netnsid` names or in its own.
-    pub(super) link: Option<u32>,
+    /// ifindex of the peer or the lower device, in the namespace that `netnsid` names or in its own.
+    pub(super) leads_to: Option<u32>,
     /// The other namespace as this one numbers it; None when there is none, -1 when the kernel has no number.
-    pub(super) link_netnsid: Option<i32>,
+    pub(super) netnsid: Option<i32>,
     /// A netkit whose packets have no MAC header.
     pub(super) netkit_l3: bool,
 }
@@ -95,15 +95,15 @@ fn link(reply: &Reply) -> Result<Link, DecodeError> {
         match attribute? {
             (libc::IFLA_IFNAME, value) => link.name = text(value),
             (libc::IFLA_ADDRESS, value) => link.mac = value.try_into().unwrap_or_default(),
-            (libc::IFLA_LINK, value) => link.link = word(value),
-            (IFLA_LINK_NETNSID, value) => link.link_netnsid = word(value).map(u32::cast_signed),
+            (libc::IFLA_LINK, value) => link.leads_to = word(value),
+            (IFLA_LINK_NETNSID, value) => link.netnsid = word(value).map(u32::cast_signed),
             (libc::IFLA_LINKINFO, value) => link_info(value, &mut link)?,
             _ => {}
         }
     }
     // Kernels that leave the peer's index out when it equals the device's own still name the namespace.
-    if link.link.is_none() && link.link_netnsid.is_some() {
-        link.link = Some(link.ifindex);
+    if link.leads_to.is_none() && link.netnsid.is_some() {
+        link.leads_to = Some(link.ifindex);
     }
     Ok(link)
 }
@@ -178,8 +178,8 @@ mod tests {
             arphrd: 1,
             kind: "veth".into(),
             mac: [2, 0, 0, 0, 0, 1],
-            link: Some(9),
-            link_netnsid: Some(3),
+            leads_to: Some(9),
+            netnsid: Some(3),
             netkit_l3: false,
         };
         assert_eq!(link(&veth).unwrap(), expected);
@@ -188,8 +188,8 @@ mod tests {
     #[test]
     fn a_peer_with_the_same_index_is_still_a_peer() {
         let veth = reply(7, &[(IFLA_LINK_NETNSID, &0_i32.to_ne_bytes())]);
-        assert_eq!(link(&veth).unwrap().link, Some(7));
-        assert_eq!(link(&reply(7, &[])).unwrap().link, None);
+        assert_eq!(link(&veth).unwrap().leads_to, Some(7));
+        assert_eq!(link(&reply(7, &[])).unwrap().leads_to, None);
     }
 
     #[test]

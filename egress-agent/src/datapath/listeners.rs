@@ -13,7 +13,7 @@ use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-        sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce},
+        sockopt::{RcvBuf, RcvBufForce},
     },
 };
 use rand::seq::SliceRandom as _;
@@ -21,7 +21,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     ops::RangeInclusive,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 /// Where to look for a port unless told otherwise.
@@ -50,18 +50,20 @@ pub enum ListenError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// lo is down, so 127.0.0.1 does not exist there.
-    #[error("lo is down in the network namespace {netns}: type `ip -n {netns} link set lo up`")]
+    #[error("lo is down in the network namespace {netns}: type `{ip} link set lo up`")]
     LoopbackDown {
         /// The namespace.
         netns: String,
+        /// [`Netns::ip_command`].
+        ip: String,
     },
     /// Somebody removed the loopback address.
-    #[error(
-        "lo has no address {address} in the network namespace {netns}: type `ip -n {netns} address add {address} dev lo`"
-    )]
+    #[error("lo has no address {address} in the network namespace {netns}: type `{ip} address add {address} dev lo`")]
     NoLoopbackAddress {
         /// The namespace.
         netns: String,
+        /// [`Netns::ip_command`].
+        ip: String,
         /// 127.0.0.1 or `::1`.
         address: IpAddr,
     },
@@ -115,7 +117,7 @@ impl Netns {
     /// Opens a DNS listener's sockets inside, on a random free port of `ports` ([`PORTS`]).
     pub fn open_listeners(&self, ports: RangeInclusive<u16>) -> Result<Listeners, ListenError> {
         if !self.loopback_is_up()? {
-            return Err(ListenError::LoopbackDown { netns: self.name().into() });
+            return Err(ListenError::LoopbackDown { netns: self.name().into(), ip: self.ip_command().into() });
         }
         self.enter(|| Inside(self).open(ports))?
     }
@@ -202,7 +204,11 @@ impl Inside<'_> {
                 }
                 Err(Errno::EADDRINUSE) => return Ok(None),
                 Err(Errno::EADDRNOTAVAIL) => {
-                    return Err(ListenError::NoLoopbackAddress { netns: self.name(), address: *ip });
+                    return Err(ListenError::NoLoopbackAddress {
+                        netns: self.name(),
+                        ip: self.0.ip_command().into(),
+                        address: *ip,
+                    });
                 }
                 Err(source) => return Err(ListenError::Socket { netns: self.name(), address, source }),
             }
@@ -214,14 +220,12 @@ impl Inside<'_> {
 fn open(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-    if address.is_ipv6() {
-        setsockopt(&fd, Ipv6V6Only, &true)?;
-    }
     if kind == SockType::Datagram && setsockopt(&fd, RcvBufForce, &UDP_RECEIVE_BYTES).is_err() {
         // Without CAP_NET_ADMIN in that namespace: as much as net.core.rmem_max gives.
         setsockopt(&fd, RcvBuf, &UDP_RECEIVE_BYTES)?;
     }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
+    // Bound to ::1, a socket takes IPv6 alone (`__inet6_bind` in net/ipv6/af_inet6.c).
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     if kind == SockType::Stream {
         listen(&fd, Backlog::new(TCP_BACKLOG)?)?;
     }

@@ -93,7 +93,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Creates the maps and loads every program. `listeners` is the pin of the one map that all owners share.
+    /// Creates the maps and loads every program of a cgroup. `listeners` is the pin of the one map that all owners share.
     pub(crate) fn load(capacity: Capacity, listeners: Option<&Path>, test: Option<Identity>) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
@@ -130,11 +130,16 @@ impl Programs {
             loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        for (name, program) in ebpf.programs_mut() {
-            load_program(program)
-                .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
-        }
+        let sockets_and_packets = |program: &Program| !matches!(program, Program::SchedClassifier(_));
+        load_programs(&mut ebpf, sockets_and_packets)?;
         Ok(Self { ebpf })
+    }
+
+    /// Loads the programs of devices, which a sandbox without one does not need. Done as well when they are loaded already.
+    pub(crate) fn load_device_programs(&mut self) -> Result<(), LoadError> {
+        load_programs(&mut self.ebpf, |program| {
+            matches!(program, Program::SchedClassifier(program) if program.fd().is_err())
+        })
     }
 
     /// Pins a map under its own name.
@@ -164,6 +169,14 @@ where
     T::try_from(map).map_err(failed)
 }
 
+fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&Program) -> bool) -> Result<(), LoadError> {
+    for (name, program) in ebpf.programs_mut().filter(|(_, program)| which(program)) {
+        load_program(program)
+            .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
+    }
+    Ok(())
+}
+
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
@@ -174,3 +187,8 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
+
+/// FNV-1a of the object, to tell builds apart.
+pub(crate) fn object_hash() -> u64 {
+    OBJECT.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

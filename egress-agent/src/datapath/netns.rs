@@ -1,6 +1,6 @@
 //! A network namespace, held open, and work done inside it.
 
-use super::netlink::NetlinkError;
+use super::{netlink::NetlinkError, sockopt};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
@@ -100,18 +100,19 @@ pub struct NetnsId {
 pub struct Netns {
     fd: OwnedFd,
     name: String,
+    ip: String,
     id: NetnsId,
 }
 
 impl Netns {
     /// The calling thread's.
     pub fn current() -> Result<Self, NetnsError> {
-        Self::open(Path::new("/proc/thread-self/ns/net"), "of egressd".into())
+        Self::open(Path::new("/proc/thread-self/ns/net"), "of egressd".into(), "ip".into())
     }
 
     /// The one bound to `path`.
     pub fn from_path(path: &Path) -> Result<Self, NetnsError> {
-        Self::open(path, path.display().to_string())
+        Self::open(path, path.display().to_string(), format!("nsenter --net={} ip", path.display()))
     }
 
     /// The one that `ip netns` knows by `name`.
@@ -119,31 +120,37 @@ impl Netns {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
             return Err(NetnsError::Name { netns: name.into() });
         }
-        Self::open(&Path::new(NAMED).join(name), name.into())
+        Self::open(&Path::new(NAMED).join(name), name.into(), format!("ip -n {name}"))
     }
 
     /// The one in which a process lives now.
     pub fn from_pid(pid: Pid) -> Result<Self, NetnsError> {
-        Self::open(Path::new(&format!("/proc/{pid}/ns/net")), format!("of process {pid}"))
+        let path = format!("/proc/{pid}/ns/net");
+        Self::open(Path::new(&path), format!("of process {pid}"), format!("nsenter --net={path} ip"))
     }
 
     /// One that the caller holds open; `name` is how messages call it.
     pub fn from_fd(fd: OwnedFd, name: String) -> Result<Self, NetnsError> {
+        let ip = format!("nsenter --net=/proc/{}/fd/{} ip", Pid::this(), fd.as_raw_fd());
+        Self::checked(fd, name, ip)
+    }
+
+    fn checked(fd: OwnedFd, name: String, ip: String) -> Result<Self, NetnsError> {
         // SAFETY: NS_GET_NSTYPE takes no argument and writes nothing; any other kind of file refuses it.
         let kind = unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE) };
         if kind != libc::CLONE_NEWNET {
             return Err(NetnsError::NotANetns { netns: name });
         }
         match fstat(&fd) {
-            Ok(stat) => Ok(Self { fd, name, id: NetnsId { device: stat.st_dev, inode: stat.st_ino } }),
+            Ok(stat) => Ok(Self { fd, name, ip, id: NetnsId { device: stat.st_dev, inode: stat.st_ino } }),
             Err(source) => Err(NetnsError::Identify { netns: name, source }),
         }
     }
 
-    fn open(path: &Path, name: String) -> Result<Self, NetnsError> {
+    fn open(path: &Path, name: String, ip: String) -> Result<Self, NetnsError> {
         // O_NONBLOCK: the path is the user's, and a FIFO there must not hang egressd.
         match open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty()) {
-            Ok(fd) => Self::from_fd(fd, name),
+            Ok(fd) => Self::checked(fd, name, ip),
             Err(source) => Err(NetnsError::Open { netns: name, source }),
         }
     }
@@ -154,12 +161,17 @@ impl Netns {
             netns: self.name.clone(),
             source: error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw),
         })?;
-        Ok(Self { fd, name: self.name.clone(), id: self.id })
+        Ok(Self { fd, name: self.name.clone(), ip: self.ip.clone(), id: self.id })
     }
 
     /// How messages call it: a name, a path, `of process PID`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What to type for `ip` to act inside, for messages that say what to type next.
+    pub fn ip_command(&self) -> &str {
+        &self.ip
     }
 
     /// Which one it is.
@@ -176,19 +188,7 @@ impl Netns {
     pub fn cookie(&self) -> Result<u64, NetnsError> {
         self.enter(|| {
             let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-            let mut cookie = 0_u64;
-            let mut len = size_of::<u64>() as libc::socklen_t;
-            // SAFETY: the kernel writes at most `len` bytes to `cookie`, which is that large, and the length to `len`.
-            let done = unsafe {
-                libc::getsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_NETNS_COOKIE,
-                    (&raw mut cookie).cast(),
-                    &raw mut len,
-                )
-            };
-            Errno::result(done).map(|_| cookie)
+            sockopt::get(&socket, libc::SO_NETNS_COOKIE)
         })?
         .map_err(|source| NetnsError::Identify { netns: self.name.clone(), source })
     }
@@ -239,6 +239,8 @@ mod tests {
             current.same_as(&by_path) && current.same_as(&by_pid) && current.same_as(&current.try_clone().unwrap())
         );
         assert_eq!(by_pid.to_string(), format!("of process {}", Pid::this()));
+        assert_eq!(by_path.ip_command(), "nsenter --net=/proc/self/ns/net ip");
+        assert_eq!(by_pid.ip_command(), format!("nsenter --net=/proc/{}/ns/net ip", Pid::this()));
     }
 
     #[test]

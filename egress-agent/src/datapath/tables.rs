@@ -17,7 +17,7 @@ use egress_common::{
     verdict::ListenerKey,
 };
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -106,7 +106,7 @@ impl Tables {
     }
 
     /// Opens the maps that another process pinned.
-    pub(crate) fn open(pins: &Path, listeners: PathBuf) -> Result<Self, LoadError> {
+    pub(crate) fn open(pins: &Path, listeners: &Path) -> Result<Self, LoadError> {
         Ok(Self(Mutex::new(Maps {
             identity: open(pins, map::IDENTITY)?,
             sandboxes: open(pins, map::SANDBOXES)?,
@@ -114,7 +114,7 @@ impl Tables {
             permits: open(pins, map::PERMITS)?,
             networks: open(pins, map::NETWORKS)?,
             own: open(pins, map::OWN)?,
-            listeners: super::load::open_pinned(map::LISTENERS, &listeners)?,
+            listeners: super::load::open_pinned(map::LISTENERS, listeners)?,
             devices: open(pins, map::DEVICES)?,
             sources: open(pins, map::SOURCES)?,
             clients: open(pins, map::CLIENTS)?,
@@ -165,6 +165,12 @@ impl Tables {
         let maps = self.maps();
         let entries = maps.permits.iter().filter(|entry| entry.as_ref().map_or(true, |(key, _)| key.slot == slot));
         entries.collect::<Result<_, _>>().map_err(failed(map::PERMITS, "read"))
+    }
+
+    /// Entries that the permit map can hold.
+    pub(crate) fn permit_capacity(&self, pins: &Path) -> Result<u64, TableError> {
+        let info = MapData::from_pin(pins.join(map::PERMITS)).and_then(|data| data.info());
+        Ok(info.map_err(failed(map::PERMITS, "read"))?.max_entries().into())
     }
 
     pub(crate) fn set_network(&self, key: NetworkKey, prefix: u32, network: &Network) -> Result<(), TableError> {

@@ -4,7 +4,6 @@ use super::{lifetime, name::Name, wire::rtype};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{self, DNSClass, RData},
-    serialize::binary::DecodeError,
 };
 use std::net::IpAddr;
 
@@ -41,9 +40,10 @@ pub(super) enum End {
 }
 
 /// Decodes a message whose id and question were found to match. Octets behind the message are ignored: nothing of it is
-/// passed on. One malformed record makes the whole message unusable.
-pub(super) fn decode(message: &[u8]) -> Result<Message, DecodeError> {
-    Message::from_vec(message)
+/// passed on. One malformed record makes the whole message unusable, and so does an error that only its OPT record names.
+pub(super) fn decode(message: &[u8]) -> Option<Message> {
+    let message = Message::from_vec(message).ok()?;
+    matches!(message.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain).then_some(message)
 }
 
 /// Follows the chain from `name` through the answer section of a NOERROR or NXDOMAIN message.
@@ -75,10 +75,10 @@ pub(super) fn walk(message: &Message, name: &Name, qtype: u16, hops_left: usize)
         }
     }
     let negative = negative_ttl(message).map(|ttl| ttl.min(walk.ttl));
-    walk.end = if !addresses.is_empty() {
-        End::Addresses(addresses)
-    } else if message.metadata.response_code == ResponseCode::NXDomain {
+    walk.end = if message.metadata.response_code == ResponseCode::NXDomain {
         End::NxDomain(negative.unwrap_or(NEGATIVE_TTL))
+    } else if !addresses.is_empty() {
+        End::Addresses(addresses)
     } else if !walk.hops.is_empty() && negative.is_none() {
         End::Chase
     } else {

@@ -34,8 +34,9 @@ pub struct Config {
     pub grace: Duration,
     /// Twice as many may come at once; more get SERVFAIL, and ten times more none at all.
     pub queries_per_second: u32,
-    /// Names and types that the policy would keep back are handed to upstream and its answers handed on as they are,
-    /// with a `WouldDeny` event. Addresses are still permitted only where rules match.
+    /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
+    /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
+    /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.
     pub observe: bool,
 }
 
@@ -44,11 +45,15 @@ impl Config {
         if self.servers.is_empty() {
             return Err(DnsError::NoServers);
         }
+        let listeners = listeners.addresses()?;
+        if let Some(&listener) = listeners.iter().find(|listener| listener.ip().is_unspecified()) {
+            return Err(DnsError::OpenListener { listener });
+        }
         for &server in &self.servers {
             if let Some(problem) = problem(server) {
                 return Err(DnsError::Upstream { server, problem });
             }
-            if listeners.addresses()?.contains(&server) {
+            if listeners.contains(&server) {
                 return Err(DnsError::Upstream { server, problem: Problem::OwnListener });
             }
         }
@@ -152,6 +157,12 @@ pub enum DnsError {
     Listener {
         /// Why.
         source: io::Error,
+    },
+    /// It would answer whoever reaches the namespace, and from addresses that the client did not ask.
+    #[error("DNS listener {listener} is bound to every address: bind it to one of the sandbox's own")]
+    OpenListener {
+        /// The listener's address.
+        listener: SocketAddr,
     },
     /// The runtime or its thread cannot be started.
     #[error("cannot start the DNS server's thread: are limits on open files and tasks too low?")]

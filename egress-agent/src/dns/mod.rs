@@ -18,6 +18,7 @@ mod lifetime;
 mod name;
 mod permits;
 mod rebinding;
+mod relay;
 mod reply;
 mod resolv_conf;
 mod resolve;

@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn lengths_are_held_at_their_limits() {
-        assert!(name(&"a".repeat(63)).labels().len() == 1);
+        assert_eq!(name(&"a".repeat(63)).labels().len(), 1);
         assert_eq!("a".repeat(64).parse::<Name>(), Err(NameError::LongLabel));
         assert_eq!(name(&["a"; 127].join(".")).as_wire().len(), 255);
         assert_eq!(["a"; 128].join(".").parse::<Name>(), Err(NameError::LongName));

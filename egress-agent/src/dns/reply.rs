@@ -104,8 +104,8 @@ pub(super) fn write(query: &Query, content: &Content<'_>, limit: usize, out: &mu
     let counts = [questions, written as u16, soa as u16, u16::from(query.opt.is_some())];
     out[..2].copy_from_slice(&query.id.to_be_bytes());
     out[2..4].copy_from_slice(&flags);
-    for (field, count) in out[4..HEADER].chunks_exact_mut(2).zip(counts) {
-        field.copy_from_slice(&count.to_be_bytes());
+    for (field, count) in out[4..HEADER].as_chunks_mut().0.iter_mut().zip(counts) {
+        *field = count.to_be_bytes();
     }
     written
 }
@@ -172,7 +172,7 @@ fn put_soa(out: &mut Vec<u8>, query: &Query, ttl: u32) {
     }
 }
 
-fn put_opt(out: &mut Vec<u8>, rcode: Rcode, dnssec_ok: bool, ede: Option<Ede>) {
+pub(super) fn put_opt(out: &mut Vec<u8>, rcode: Rcode, dnssec_ok: bool, ede: Option<Ede>) {
     out.push(0);
     put_u16(out, rtype::OPT);
     put_u16(out, UDP_SIZE);

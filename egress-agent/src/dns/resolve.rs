@@ -8,13 +8,14 @@ use super::{
     answer::{self, End},
     event::{DnsEvent, Reason},
     exchange::UpstreamError,
-    gate::Refusal,
+    gate::{self, Refusal},
     lifetime,
     name::Name,
     permits::{NameVerdict, PermitError},
     rebinding::is_public,
+    relay,
     reply::{self, Content, Ede, Records},
-    responder::{Miss, POLICY_TTL, Responder, found},
+    responder::{Miss, POLICY_TTL, Responder, State, found},
     wire::rtype,
 };
 use std::{
@@ -47,10 +48,15 @@ impl Responder {
     /// Answers a miss into `out`.
     pub(super) async fn finish(&self, mut miss: Box<Miss>, out: &mut Vec<u8>) {
         let limit = miss.peer.limit(&miss.query);
-        let Ok(Ok(_turn)) = timeout(MAX_WAIT, self.in_flight.acquire()).await else {
+        let queued = self.queue.try_acquire();
+        let turn = match &queued {
+            Ok(_) => timeout(MAX_WAIT, self.in_flight.acquire()).await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        if turn.is_none() {
             reply::write(&miss.query, &Content::fail(Ede::BUSY), limit, out);
             return;
-        };
+        }
         self.counters.forwarded.add(1);
         for _ in 0..2 {
             let Err(Stale) = self.resolve(&miss, out).await else { return };
@@ -66,6 +72,10 @@ impl Responder {
     async fn resolve(&self, miss: &Miss, out: &mut Vec<u8>) -> Result<(), Stale> {
         let name = miss.query.question.name();
         let qtype = miss.query.question.qtype();
+        if !gate::is_address(qtype) {
+            self.relay(miss, &name, qtype, out).await;
+            return Ok(());
+        }
         let mut pending = (qtype == rtype::A).then(|| self.twins.begin(&name));
         let outcome =
             if qtype == rtype::AAAA { self.beside_a(miss, &name).await } else { self.chase(miss, &name, qtype).await };
@@ -81,15 +91,23 @@ impl Responder {
             Ok(Outcome::NxDomain(ttl)) => Content::nxdomain(lifetime::negative_ttl(ttl), None),
             Ok(Outcome::TooLong) => Content::fail(Ede::CHAIN),
             Ok(Outcome::Denied(refusal)) => self.deny(&miss.query, miss.peer, refusal),
-            Err(error) => Content::fail(match error {
-                UpstreamError::Timeout => Ede::UPSTREAM_SILENT,
-                UpstreamError::Network(_) => Ede::UPSTREAM_NETWORK,
-                UpstreamError::Rcode(_) => Ede::UPSTREAM_FAILED,
-                UpstreamError::Malformed => Ede::UPSTREAM_MALFORMED,
-            }),
+            Err(error) => failure(error),
         };
         reply::write(&miss.query, &content, miss.peer.limit(&miss.query), out);
         Ok(())
+    }
+
+    /// Observing: another type than A and AAAA is handed on.
+    async fn relay(&self, miss: &Miss, name: &Name, qtype: u16, out: &mut Vec<u8>) {
+        let limit = miss.peer.limit(&miss.query);
+        let upstreams = &miss.state.upstreams;
+        let asked = upstreams.ask(name, qtype, upstreams.deadline()).await;
+        let written =
+            asked.and_then(|(reply, _)| relay::write(&miss.query, &reply, limit, out).ok_or(UpstreamError::Malformed));
+        if let Err(error) = written {
+            self.upstream_failed(miss, name, qtype, error);
+            reply::write(&miss.query, &failure(error), limit, out);
+        }
     }
 
     /// AAAA: whatever is no answer becomes "no data" where the name's A is answered.
@@ -123,12 +141,9 @@ impl Responder {
         let mut hops = 0;
         loop {
             let asked = upstreams.ask(&target, qtype, deadline).await;
-            let decoded = asked.and_then(|(reply, server)| match answer::decode(&reply) {
-                Ok(message) => Ok((message, server)),
-                Err(_) => {
-                    self.counters.malformed.add(1);
-                    Err(UpstreamError::Malformed)
-                }
+            let decoded = asked.and_then(|(reply, server)| {
+                let message = answer::decode(&reply).ok_or(UpstreamError::Malformed)?;
+                Ok((message, server))
             });
             let (message, server) = decoded.inspect_err(|error| self.upstream_failed(miss, name, qtype, *error))?;
             let walk = answer::walk(&message, &target, qtype, answer::MAX_HOPS - hops);
@@ -161,6 +176,7 @@ impl Responder {
 
     fn upstream_failed(&self, miss: &Miss, name: &Name, qtype: u16, error: UpstreamError) {
         self.counters.failed.add(1);
+        self.counters.malformed.add(u64::from(error == UpstreamError::Malformed));
         let servers = miss.state.config.servers.clone();
         self.events.dns_event(DnsEvent::UpstreamFailed { name: name.clone(), qtype, servers, error });
     }
@@ -178,58 +194,88 @@ impl Responder {
     ) -> Result<Option<Duration>, Stale> {
         let config = &miss.state.config;
         let limit = miss.peer.limit(&miss.query);
-        let mut kept = self.filter(miss, name, addresses);
+        let (mut kept, closed) = self.filter(miss, name, addresses);
+        if config.observe {
+            // Nothing is kept back, but no name opens a closed address: a connect to it will be reported too.
+            let all: Vec<IpAddr> = kept.iter().chain(&closed).copied().collect();
+            let content = found(Records::Addresses { addresses: &all, ttl: lifetime::answer_ttl(ttl) });
+            reply::write(&miss.query, &content, limit, out);
+            if kept.is_empty() || miss.rules.is_empty() {
+                return Ok(None);
+            }
+            return self.permit(miss, name, kept, ttl, server, out);
+        }
         if kept.is_empty() {
             reply::write(&miss.query, &Content::nodata(POLICY_TTL, Some(Ede::REBINDING)), limit, out);
             return Ok(None);
         }
-        let ttl_out = lifetime::answer_ttl(ttl);
-        let mut written =
-            reply::write(&miss.query, &found(Records::Addresses { addresses: &kept, ttl: ttl_out }), limit, out);
+        let fill = |kept: &[IpAddr], out: &mut Vec<u8>| {
+            let content = found(Records::Addresses { addresses: kept, ttl: lifetime::answer_ttl(ttl) });
+            reply::write(&miss.query, &content, limit, out)
+        };
+        let mut written = fill(&kept, out);
         if written < kept.len() {
             // Not always the same addresses are left out.
             let first = rand::random_range(0..kept.len());
             kept.rotate_left(first);
-            written =
-                reply::write(&miss.query, &found(Records::Addresses { addresses: &kept, ttl: ttl_out }), limit, out);
+            written = fill(&kept, out);
         }
         kept.truncate(written);
-        let life = lifetime::permit_life(ttl, config.permit_min, config.permit_max, config.grace);
+        self.permit(miss, name, kept, ttl, server, out)
+    }
 
+    /// Permits what the answer in `out` carries, or replaces that answer.
+    fn permit(
+        &self,
+        miss: &Miss,
+        name: &Name,
+        addresses: Vec<IpAddr>,
+        ttl: u32,
+        server: SocketAddr,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Duration>, Stale> {
+        let config = &miss.state.config;
+        let life = lifetime::permit_life(ttl, config.permit_min, config.permit_max, config.grace);
         let current = self.lock();
         if !Arc::ptr_eq(&current, &miss.state) {
             return Err(Stale);
         }
-        if config.observe && miss.rules.is_empty() {
-            return Ok(None);
-        }
-        let result = self.permits.permit(config.generation, name, &kept, &miss.rules, life);
+        let result = self.permits.permit(config.generation, name, &addresses, &miss.rules, life);
         drop(current);
         match result {
             Ok(()) => {
                 self.counters.permitted.add(1);
                 let (name, rules) = (name.clone(), miss.rules.clone());
-                self.events.dns_event(DnsEvent::Permitted { name, addresses: kept, rules, life, server });
+                self.events.dns_event(DnsEvent::Permitted { name, addresses, rules, life, server });
                 Ok(Some(life))
             }
             Err(PermitError::StalePolicy) => Err(Stale),
             Err(error) => {
-                reply::write(&miss.query, &Content::fail(Ede::PERMIT), limit, out);
+                reply::write(&miss.query, &Content::fail(Ede::PERMIT), miss.peer.limit(&miss.query), out);
                 self.events.dns_event(DnsEvent::PermitFailed { name: name.clone(), error });
                 Ok(None)
             }
         }
     }
 
-    fn filter(&self, miss: &Miss, name: &Name, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-        addresses.retain(|&address| {
-            let public = is_public(address, &miss.state.config.answers, &miss.state.protected);
-            if !public {
-                self.counters.filtered.add(1);
-                self.events.dns_event(DnsEvent::Filtered { name: name.clone(), address });
-            }
-            public
-        });
-        addresses
+    /// What the name may open, and what it may not.
+    fn filter(&self, miss: &Miss, name: &Name, addresses: Vec<IpAddr>) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let State { config, protected, .. } = &*miss.state;
+        let (open, closed): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|&address| is_public(address, &config.answers, protected));
+        for &address in &closed {
+            self.counters.filtered.add(1);
+            self.events.dns_event(DnsEvent::Filtered { name: name.clone(), address });
+        }
+        (open, closed)
     }
+}
+
+fn failure(error: UpstreamError) -> Content<'static> {
+    Content::fail(match error {
+        UpstreamError::Timeout => Ede::UPSTREAM_SILENT,
+        UpstreamError::Network(_) => Ede::UPSTREAM_NETWORK,
+        UpstreamError::Rcode(_) => Ede::UPSTREAM_FAILED,
+        UpstreamError::Malformed => Ede::UPSTREAM_MALFORMED,
+    })
 }

@@ -27,6 +27,8 @@ pub(super) const POLICY_TTL: u32 = 5;
 const LOOPBACK_TTL: u32 = 60;
 /// Questions that are with upstreams at a time.
 const MAX_IN_FLIGHT: usize = 256;
+/// Questions that are with upstreams or wait for their turn.
+const MAX_QUEUED: usize = 1024;
 /// Names in one PTR answer.
 const MAX_POINTERS: usize = 8;
 
@@ -52,15 +54,19 @@ impl Peer {
 /// pointer whether it still is.
 pub(super) struct State {
     pub(super) config: Config,
-    pub(super) upstreams: Upstreams,
+    pub(super) upstreams: Arc<Upstreams>,
     pub(super) protected: Protected,
 }
 
 impl State {
-    pub(super) fn new(config: Config, schedule: Schedule) -> Arc<Self> {
+    /// What was learned of the upstreams is kept where `previous` has the same ones.
+    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Arc<Self> {
         let mut protected = config.protected.clone();
         protected.extend(config.servers.iter().map(std::net::SocketAddr::ip));
-        let upstreams = Upstreams::new(&config.servers, schedule);
+        let upstreams = match previous {
+            Some(previous) if previous.config.servers == config.servers => Arc::clone(&previous.upstreams),
+            _ => Arc::new(Upstreams::new(&config.servers, schedule)),
+        };
         Arc::new(Self { config, upstreams, protected })
     }
 }
@@ -92,6 +98,7 @@ pub(super) struct Responder {
     pub(super) events: Arc<dyn DnsEvents>,
     pub(super) counters: Counters,
     pub(super) in_flight: Semaphore,
+    pub(super) queue: Semaphore,
     pub(super) twins: Twins,
     /// Told when a task panicked.
     pub(super) defect: Notify,
@@ -112,6 +119,7 @@ impl Responder {
             events,
             counters: Counters::default(),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            queue: Semaphore::new(MAX_QUEUED),
             twins: Twins::default(),
             defect: Notify::new(),
         }
@@ -204,9 +212,10 @@ impl Responder {
                     rtype::A => [IpAddr::V4(Ipv4Addr::LOCALHOST)],
                     _ => [IpAddr::V6(Ipv6Addr::LOCALHOST)],
                 };
-                match gate::is_address(qtype) {
-                    true => found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL }),
-                    false => Content::nodata(POLICY_TTL, None),
+                if gate::is_address(qtype) {
+                    found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL })
+                } else {
+                    Content::nodata(POLICY_TTL, None)
                 }
             }
             Decision::Reverse(address) => {

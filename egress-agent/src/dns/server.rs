@@ -89,7 +89,7 @@ impl Server {
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(|source| DnsError::Start { source })?;
         let sockets = Sockets::register(&listeners, &runtime).map_err(|source| DnsError::Listener { source })?;
-        let responder = Arc::new(Responder::new(State::new(config, schedule), permits, clients, events));
+        let responder = Arc::new(Responder::new(State::new(config, schedule, None), permits, clients, events));
         let stop = Arc::new(Notify::new());
         let failure = Arc::new(Failure::default());
         let thread = {
@@ -109,7 +109,8 @@ impl Server {
     /// old one: such a question is judged again.
     pub fn update(&self, config: Config) -> Result<(), DnsError> {
         config.check(&self.listeners)?;
-        self.responder.replace(State::new(config, self.schedule));
+        let previous = self.responder.current();
+        self.responder.replace(State::new(config, self.schedule, Some(&previous)));
         Ok(())
     }
 

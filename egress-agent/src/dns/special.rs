@@ -36,6 +36,9 @@ pub(super) fn special(labels: &Labels<'_>) -> Option<Special> {
     if labels.under(&["ipv4only", "arpa"]) {
         return Some(Special::Nat64Probe);
     }
+    if labels.len() == 1 {
+        return Some(Special::ReverseTree);
+    }
     let v4 = labels.under(&["in-addr", "arpa"]);
     (v4 || labels.under(&["ip6", "arpa"])).then(|| {
         let digits = &labels[..labels.len() - 2];
@@ -144,6 +147,7 @@ mod tests {
             "x.1.2.3.4.in-addr.arpa",
             "10.0.ip6.arpa",
             "ip6.arpa",
+            "arpa",
         ] {
             assert_eq!(kind(text), Some(Special::ReverseTree), "{text}");
         }

@@ -34,11 +34,11 @@ pub(super) async fn connections(responder: Arc<Responder>, socket: TcpListener, 
             Ok((stream, from)) => {
                 let alarm = Alarm(Arc::clone(&responder));
                 tokio::spawn(async move {
-                    // Whatever ends one connection is its client's affair.
-                    if Connection::new(&alarm.0, stream, from).run().await.is_err() {
-                        alarm.0.counters.unsent.add(1);
-                    }
+                    let ended = Connection::new(&alarm.0, stream, from).run().await;
                     drop(place);
+                    if let Err(error) = ended {
+                        tracing::debug!(%from, %error, "a client's DNS connection broke");
+                    }
                 });
             }
             Err(error) if is_exhausted(&error) => sleep(EXHAUSTED).await,
@@ -72,6 +72,7 @@ impl<'a> Connection<'a> {
         self.stream.set_nodelay(true)?;
         let mut deadline = Instant::now() + IDLE;
         loop {
+            let mut taken = false;
             while self.tasks.len() < MAX_OUTSTANDING
                 && let Some(frame) = self.take_frame()
             {
@@ -79,40 +80,44 @@ impl<'a> Connection<'a> {
                     return Ok(());
                 }
                 self.serve(&frame).await?;
+                taken = true;
+            }
+            if taken {
+                deadline = self.deadline();
             }
             if !self.open && self.tasks.is_empty() {
                 return Ok(());
             }
             let room = self.open && self.tasks.len() < MAX_OUTSTANDING;
-            // A whole frame may wait for a place; only a part of one has to hurry.
-            let waits = self.tasks.is_empty() || room && !self.input.is_empty();
-            let before = self.input.len();
+            // Who waits for an answer is not idle, but a message that has begun has to be finished all the same.
+            let limited = self.tasks.is_empty() || room && !self.input.is_empty();
+            let first = self.input.is_empty();
             tokio::select! {
                 received = self.stream.read_buf(&mut self.input), if room => {
                     self.open = received? > 0;
-                    if before == 0 || self.take_would_succeed() {
-                        deadline = Instant::now() + if self.input.is_empty() { IDLE } else { FRAME };
+                    if first {
+                        deadline = self.deadline();
                     }
                 }
                 Some(done) = self.tasks.join_next() => {
                     // A panic has raised the alarm already.
                     let answer = done.map_err(io::Error::other)?;
                     self.send(&answer).await?;
-                    deadline = Instant::now() + IDLE;
+                    deadline = self.deadline();
                 }
-                () = sleep_until(deadline), if waits => return Ok(()),
+                () = sleep_until(deadline), if limited => return Ok(()),
             }
         }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + if self.input.is_empty() { IDLE } else { FRAME }
     }
 
     fn frame_end(&self) -> Option<usize> {
         let (length, rest) = self.input.split_first_chunk::<2>()?;
         let length = usize::from(u16::from_be_bytes(*length));
         (rest.len() >= length).then_some(2 + length)
-    }
-
-    fn take_would_succeed(&self) -> bool {
-        self.frame_end().is_some()
     }
 
     fn take_frame(&mut self) -> Option<Vec<u8>> {
@@ -142,6 +147,7 @@ impl<'a> Connection<'a> {
         let mut frame = Vec::with_capacity(2 + answer.len());
         frame.extend((answer.len() as u16).to_be_bytes());
         frame.extend(answer);
-        timeout(FRAME, self.stream.write_all(&frame)).await?
+        let sent = timeout(FRAME, self.stream.write_all(&frame)).await.map_err(io::Error::from).flatten();
+        sent.inspect_err(|_| self.responder.counters.unsent.add(1))
     }
 }

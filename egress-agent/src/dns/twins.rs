@@ -97,3 +97,48 @@ impl Drop for Pending<'_> {
         self.twins.settled.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[tokio::test]
+    async fn c07_aaaa_waits_for_the_a_in_flight_and_no_longer() {
+        let twins = Twins::default();
+        let name: Name = "api.example.test".parse().unwrap();
+        assert!(!twins.is_live(&name).await);
+        for permitted in [true, false] {
+            let name: Name = format!("{permitted}.example.test").parse().unwrap();
+            let mut pending = twins.begin(&name);
+            let settle = async {
+                tokio::task::yield_now().await;
+                if permitted {
+                    pending.permitted(later());
+                }
+                drop(pending);
+            };
+            let (live, ()) = tokio::join!(twins.is_live(&name), settle);
+            assert_eq!(live, permitted);
+        }
+        assert_eq!(twins.names().len(), 1, "only live names are remembered");
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_ended_counts_no_more_and_makes_room() {
+        let twins = Twins::default();
+        for number in 0..MAX_NAMES + 10 {
+            let name: Name = format!("n{number}.example.test").parse().unwrap();
+            twins.begin(&name).permitted(Instant::now());
+            assert!(!twins.is_live(&name).await);
+        }
+        assert!(twins.names().len() <= MAX_NAMES);
+        let name: Name = "api.example.test".parse().unwrap();
+        twins.begin(&name).permitted(later());
+        assert!(twins.is_live(&name).await);
+    }
+}

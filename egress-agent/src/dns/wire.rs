@@ -193,7 +193,7 @@ fn additional(message: &[u8], start: usize, count: u16, opt: &mut Option<ClientO
 }
 
 /// The offset behind a name that may end in a pointer; the pointer is not followed.
-fn skip_name(message: &[u8], start: usize) -> Option<usize> {
+pub(super) fn skip_name(message: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     loop {
         match *message.get(at)? {

@@ -1,7 +1,15 @@
 //! From one denied destination to what would open it: a flag, a policy line, or the reason why neither can.
 
-use super::names::Named as _;
-use egress_common::{packet::protocol, verdict::Reason};
+use super::{
+    dns_event::word,
+    names::{Named as _, protocol_name},
+};
+use crate::policy;
+use egress_common::{
+    addr::{Addr, Class},
+    packet::protocol,
+    verdict::Reason,
+};
 use std::{
     fmt::{self, Display, Formatter},
     net::IpAddr,
@@ -75,26 +83,29 @@ fn quoted(dest: &str) -> String {
     if dest.contains(['[', '*']) { format!("'{dest}'") } else { dest.to_owned() }
 }
 
-/// What would have let `dest` pass, which was denied for `reason`: a word of [`super::names`] or of the DNS half.
-pub(super) fn advise(reason: &str, dest: &Destination, rule: Option<&str>) -> Advice {
-    let Some(reason) = Reason::from_name(reason) else {
-        return advise_name(reason, dest, rule);
-    };
-    let typed =
-        || if has_ports(dest) { dest.to_string() } else { Destination { proto: None, ..dest.clone() }.to_string() };
-    let line = |section, line: String| Advice::Line { section, line };
+/// What would have let a destination pass.
+pub(super) struct Question<'a> {
+    pub(super) dest: &'a Destination,
+    /// Why it was denied: a word of [`super::names`] or of [`word`].
+    pub(super) reason: &'a str,
+    /// The line that denied it.
+    pub(super) rule: Option<&'a str>,
+    /// An address that a name's answer was not let have.
+    pub(super) addr: Option<IpAddr>,
+}
+
+pub(super) fn advise(question: &Question<'_>) -> Advice {
+    let Question { dest, rule, .. } = question;
+    let Some(reason) = Reason::from_name(question.reason) else { return advise_name(question) };
     match reason {
-        Reason::NotPermitted | Reason::PortNotPermitted if dest.port.is_some_and(|_| has_ports(dest)) => {
-            Advice::Allow(typed())
-        }
         Reason::NotPermitted | Reason::PortNotPermitted if is_icmp(dest) => icmp_echo(dest),
-        Reason::NotPermitted | Reason::PortNotPermitted => Advice::Allow(typed()),
-        Reason::Expired | Reason::ExpiredElsewhere => line("dns", "a longer \"grace\"".to_owned()),
+        Reason::NotPermitted | Reason::PortNotPermitted => allow(dest),
+        Reason::Expired | Reason::ExpiredElsewhere => line("dns", "a longer \"grace\""),
         Reason::DeniedByRule => Advice::Denied { rule: rule.map(str::to_owned) },
-        Reason::Restricted | Reason::Tunnel => line("allow", format!("addresses = [\"{}\"]", typed())),
+        Reason::Restricted | Reason::Tunnel => line("allow", format!("addresses = [\"{}\"]", typed(dest))),
         Reason::LoopbackClosed => match dest.port {
             Some(port) => line("allow", format!("loopback = [{port}]")),
-            None => line("allow", "loopback = true".to_owned()),
+            None => line("allow", "loopback = true"),
         },
         Reason::Icmp => icmp_echo(dest),
         Reason::Inbound => match &dest.host {
@@ -123,40 +134,51 @@ pub(super) fn advise(reason: &str, dest: &Destination, rule: Option<&str>) -> Ad
     }
 }
 
-/// The words of the DNS half are about names.
-fn advise_name(reason: &str, dest: &Destination, rule: Option<&str>) -> Advice {
-    match (reason, &dest.host) {
-        ("denied", _) => Advice::Denied { rule: rule.map(str::to_owned) },
-        ("rate", _) => Advice::Line { section: "dns", line: "a higher \"queries_per_second\"".to_owned() },
-        (_, Host::Name(name)) if !can_be_named(name) => Advice::Never("a policy cannot name it"),
-        (_, Host::Name(name)) => Advice::Allow(name.clone()),
-        (_, Host::Addr(_)) => Advice::Allow(dest.to_string()),
-        (_, Host::Nowhere(_)) => Advice::Never("it has no destination"),
+/// For the words that only the DNS half has.
+fn advise_name(question: &Question<'_>) -> Advice {
+    match (question.reason, question.addr) {
+        (word::DENIED_TARGET, _) => Advice::Denied { rule: question.rule.map(str::to_owned) },
+        (word::LOCAL_NAME, _) => Advice::Never("it is a local name, which no DNS server outside knows"),
+        (word::CANARY, _) => Advice::Never("it asks whether clients may go past egressd's own resolver"),
+        (word::QUERY_BUDGET, _) => line("dns", "a higher \"queries_per_second\""),
+        // A private address may be answered where the policy says so, a special one is only ever reached as itself.
+        (word::FILTERED, Some(addr)) => match Addr::from(addr).routed().class() {
+            Class::Global => line("dns", format!("answers = [\"{addr}\"]")),
+            Class::Loopback | Class::Restricted | Class::Tunnel => line("allow", format!("addresses = [\"{addr}\"]")),
+        },
+        _ => allow(question.dest),
     }
 }
 
-/// Names with escapes, without a dot at the right place or of one label are no hosts of a policy.
-fn can_be_named(name: &str) -> bool {
-    !name.contains('\\') && name.split('.').all(|label| !label.is_empty())
+/// `--allow`, if a policy can name the destination at all.
+fn allow(dest: &Destination) -> Advice {
+    let text = typed(dest);
+    if text.parse::<policy::Destination>().is_ok() {
+        Advice::Allow(text)
+    } else {
+        Advice::Never("a policy cannot name it")
+    }
+}
+
+fn line(section: &'static str, line: impl Into<String>) -> Advice {
+    Advice::Line { section, line: line.into() }
+}
+
+/// The destination as a policy takes it, without a protocol that has no ports.
+fn typed(dest: &Destination) -> String {
+    let proto = dest.proto.clone().filter(|proto| dest.port.is_some() && ["tcp", "udp"].contains(&proto.as_str()));
+    Destination { proto, ..dest.clone() }.to_string()
 }
 
 fn icmp_echo(dest: &Destination) -> Advice {
     match &dest.host {
-        Host::Addr(addr) => {
-            Advice::Line { section: "allow", line: format!("icmp = \"echo\" and addresses = [\"{addr}\"]") }
-        }
-        Host::Name(_) | Host::Nowhere(_) => Advice::Line { section: "allow", line: "icmp = \"echo\"".to_owned() },
+        Host::Addr(addr) => line("allow", format!("icmp = \"echo\" and addresses = [\"{addr}\"]")),
+        Host::Name(_) | Host::Nowhere(_) => line("allow", "icmp = \"echo\""),
     }
 }
 
-fn has_ports(dest: &Destination) -> bool {
-    matches!(dest.proto.as_deref(), Some("tcp" | "udp"))
-}
-
 fn is_icmp(dest: &Destination) -> bool {
-    [protocol::ICMP, protocol::ICMPV6]
-        .iter()
-        .any(|&number| dest.proto.as_deref() == Some(&*super::names::protocol_name(number)))
+    [protocol::ICMP, protocol::ICMPV6].iter().any(|&number| dest.proto.as_deref() == Some(&*protocol_name(number)))
 }
 
 /// What to call a denial that had no destination.
@@ -166,6 +188,7 @@ fn what_of(reason: &str) -> &'static str {
         Some(Reason::ListenerPort) => "a bind",
         Some(Reason::EtherType) => "a frame that is not IP",
         Some(Reason::Icmp) => "a ping socket",
+        None if reason == word::QUERY_BUDGET => "DNS questions",
         _ => "a packet",
     }
 }
@@ -182,35 +205,33 @@ mod tests {
         }
     }
 
+    fn advice(reason: &str, dest: &Destination, rule: Option<&str>, addr: Option<&str>) -> Advice {
+        advise(&Question { dest, reason, rule, addr: addr.map(|addr| addr.parse().unwrap()) })
+    }
+
     #[test]
     fn what_is_printed_can_be_typed() {
-        let advice = |reason: Reason, dest| advise(reason.name(), &dest, None).to_string();
+        let to_allow = |reason: Reason, dest| {
+            let advice = advice(reason.name(), &dest, None, None).to_string();
+            advice.strip_prefix("to allow: ").unwrap_or_default().to_owned()
+        };
         for (given, expected) in [
+            (to_allow(Reason::NotPermitted, dest("198.51.100.7", 5432, "tcp")), "--allow 198.51.100.7:5432/tcp"),
+            (to_allow(Reason::NotPermitted, dest("2001:db8::7", 443, "udp")), "--allow '[2001:db8::7]:443/udp'"),
             (
-                advice(Reason::NotPermitted, dest("198.51.100.7", 5432, "tcp")),
-                "to allow: --allow 198.51.100.7:5432/tcp",
+                to_allow(Reason::PortNotPermitted, dest("db.example.com", 5432, "tcp")),
+                "--allow db.example.com:5432/tcp",
             ),
             (
-                advice(Reason::NotPermitted, dest("2001:db8::7", 443, "udp")),
-                "to allow: --allow '[2001:db8::7]:443/udp'",
+                to_allow(Reason::Restricted, dest("169.254.169.254", 80, "tcp")),
+                "addresses = [\"169.254.169.254:80/tcp\"] under [allow]",
             ),
-            (advice(Reason::PortNotPermitted, dest("db.test", 5432, "tcp")), "to allow: --allow db.test:5432/tcp"),
+            (to_allow(Reason::LoopbackClosed, dest("127.0.0.1", 5432, "tcp")), "loopback = [5432] under [allow]"),
             (
-                advice(Reason::Restricted, dest("169.254.169.254", 80, "tcp")),
-                "to allow: addresses = [\"169.254.169.254:80/tcp\"] under [allow]",
+                to_allow(Reason::Icmp, dest("198.51.100.7", 0, "icmp")),
+                "icmp = \"echo\" and addresses = [\"198.51.100.7\"] under [allow]",
             ),
-            (
-                advice(Reason::LoopbackClosed, dest("127.0.0.1", 5432, "tcp")),
-                "to allow: loopback = [5432] under [allow]",
-            ),
-            (
-                advice(Reason::Icmp, dest("198.51.100.7", 0, "icmp")),
-                "to allow: icmp = \"echo\" and addresses = [\"198.51.100.7\"] under [allow]",
-            ),
-            (
-                advice(Reason::Inbound, dest("198.51.100.7", 22, "tcp")),
-                "to allow: inbound = [\"198.51.100.7\"] under [allow]",
-            ),
+            (to_allow(Reason::Inbound, dest("198.51.100.7", 22, "tcp")), "inbound = [\"198.51.100.7\"] under [allow]"),
         ] {
             assert_eq!(given, expected);
         }
@@ -218,22 +239,37 @@ mod tests {
 
     #[test]
     fn questions_lead_to_a_flag_or_to_the_line_that_closes_them() {
-        let asked = |reason, name, rule| advise(reason, &dest(name, 0, ""), rule).to_string();
-        assert_eq!(asked("not_listed", "api.foo.test", None), "to allow: --allow api.foo.test");
-        assert_eq!(asked("denied", "gist.test", Some("gist.test")), "closed by the deny line \"gist.test\"");
-        assert_eq!(asked("not_listed", "a\\010b.test", None), "no flag opens it: a policy cannot name it");
+        let asked = |reason, name, rule, addr| advice(reason, &dest(name, 0, ""), rule, addr).to_string();
+        for (given, expected) in [
+            (asked(word::NOT_PERMITTED, "api.foo.dev", None, None), "to allow: --allow api.foo.dev"),
+            (asked(word::ANCESTOR, "foo.dev", None, None), "to allow: --allow foo.dev"),
+            (
+                asked(word::DENIED_BY_RULE, "gist.github.com", Some("gist.github.com"), None),
+                "closed by the deny line \"gist.github.com\"",
+            ),
+            (asked(word::DENIED_TARGET, "a.test", Some("b.test"), None), "closed by the deny line \"b.test\""),
+            (asked(word::NOT_PERMITTED, "a\\010b.test", None, None), "no flag opens it: a policy cannot name it"),
+            (asked(word::FILTERED, "a.test", None, Some("10.1.2.3")), "to allow: answers = [\"10.1.2.3\"] under [dns]"),
+            (
+                asked(word::FILTERED, "a.test", None, Some("169.254.169.254")),
+                "to allow: addresses = [\"169.254.169.254\"] under [allow]",
+            ),
+        ] {
+            assert_eq!(given, expected);
+        }
     }
 
     #[test]
     fn every_denial_has_an_answer_and_only_closed_doors_have_none() {
         let dest = dest("198.51.100.7", 443, "tcp");
         for &reason in Reason::ALL {
-            let advice = advise(reason.name(), &dest, Some("x"));
+            let advice = advice(reason.name(), &dest, Some("x"), None);
             let opens = matches!(advice, Advice::Allow(_) | Advice::Line { .. });
             let openable = [
                 Reason::NotPermitted,
                 Reason::PortNotPermitted,
                 Reason::Expired,
+                Reason::ExpiredElsewhere,
                 Reason::Restricted,
                 Reason::Tunnel,
                 Reason::LoopbackClosed,

@@ -60,6 +60,28 @@ pub fn text(raw: &str) -> String {
     out
 }
 
+/// A message of egressd's own that may quote others, as one line: it keeps every printable character, and escapes what would
+/// end the line, steer a terminal, or pass for `##[command]`.
+pub fn line(raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len());
+    for symbol in raw.chars() {
+        let command = symbol == '[' && out.ends_with("##");
+        if command {
+            out.push_str("\\u{5b}");
+        } else if symbol.is_control() || is_format(symbol) {
+            out.extend(symbol.escape_default());
+        } else {
+            out.push(symbol);
+        }
+    }
+    out
+}
+
+/// Characters that change how their neighbours are shown: bidi controls, line separators, byte order mark.
+const fn is_format(symbol: char) -> bool {
+    matches!(symbol, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// One line of JSON in ASCII alone, without the newline. It is ordinary JSON: a reader gets back what was put in.
 pub fn json_line<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
     let mut bytes = Vec::new();
@@ -127,6 +149,13 @@ mod tests {
         assert_eq!(text("50%0A"), "50\\0370A");
         assert_eq!(text("\u{1b}[31m"), "\\027[31m");
         assert!(!text(HOSTILE).contains("::"));
+    }
+
+    #[test]
+    fn a_message_keeps_its_text_and_its_line() {
+        assert_eq!(line("[::1]:53 ünïcode 100%"), "[::1]:53 ünïcode 100%");
+        assert_eq!(line("x\n::error::y"), "x\\n::error::y");
+        assert_eq!(line("\u{1b}[2J##[error]\u{202e}"), "\\u{1b}[2J##\\u{5b}error]\\u{202e}");
     }
 
     #[test]

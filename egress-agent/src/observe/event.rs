@@ -5,7 +5,7 @@ use super::{
     names::{Named as _, protocol_name},
 };
 use egress_common::{
-    event::{Client, Hook, Record},
+    event::{Hook, Record},
     verdict::Reason,
 };
 use serde::{Deserialize, Serialize};
@@ -119,7 +119,7 @@ pub struct Event {
     /// What was decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// Why: a word of [`super::names`], or one of the DNS half.
+    /// Why: a word of [`super::names`], or of [`super::dns_event::word`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Cow<'static, str>>,
     /// The policy line that decided.
@@ -206,6 +206,15 @@ impl Event {
         Self { count: Some(count), ..Self::new(Kind::Lost, time, subject) }
     }
 
+    /// The `lost` event that stands for this one, and for those that `before` stood for.
+    #[must_use]
+    pub fn lost_with(&self, before: Option<&Self>) -> Self {
+        let count = |event: &Self| event.count.unwrap_or(1);
+        // The loss of a report of losses counts as what it told; a folded event was one report, however much it counted.
+        let weight = if self.event == Kind::Lost { count(self) } else { 1 };
+        Self::lost(self.time, &self.subject(), before.map_or(0, count) + weight)
+    }
+
     /// What one record of the ring buffer says: first how many were lost before it, if any were, then the event itself.
     pub fn from_record<R: Resolver>(
         record: &Record,
@@ -229,54 +238,31 @@ impl Event {
             dst_port: present(record.dst_port),
             dst_name: placed.then(|| resolver.name(addr)).flatten().map(|name| escape::name(&name)),
             src_port: present(record.src_port),
+            pid: present(record.pid),
+            comm: Some(comm(&record.comm)).filter(|comm| !comm.is_empty()),
+            exe: present(record.pid).and_then(|pid| resolver.exe(pid)),
+            uid: Some(record.uid).filter(|&uid| uid != u32::MAX),
             count: Some(record.count.max(1).into()),
             ..Self::new(kind(record.hook), time, subject)
         };
-        let caller = Client { pid: record.pid, uid: record.uid, comm: record.comm };
-        let exe = present(record.pid).and_then(|pid| resolver.exe(pid));
-        lost.into_iter().chain([event.called_by(&caller, exe)])
+        lost.into_iter().chain([event])
     }
 
-    /// A DNS question that was refused (or would have been). `name` may hold any bytes; `reason` and `rule` are the DNS half's.
-    pub fn dns_denied(
-        time: SystemTime,
-        subject: &Subject,
-        observed: bool,
-        name: &str,
-        reason: impl Into<Cow<'static, str>>,
-        rule: Option<String>,
-    ) -> Self {
-        Self {
-            verdict: Some(Verdict::denial(observed)),
-            reason: Some(reason.into()),
-            rule,
-            count: Some(1),
-            ..Self::dns(Kind::Dns, time, subject, name)
-        }
-    }
-
-    /// An event of the DNS half about a name.
+    /// An event of the DNS half about a name, which may hold any bytes.
     pub fn dns(kind: Kind, time: SystemTime, subject: &Subject, name: &str) -> Self {
         Self { hook: Some("dns".into()), dst_name: Some(escape::name(name)), ..Self::new(kind, time, subject) }
-    }
-
-    /// Adds who called, as far as it is known.
-    #[must_use]
-    pub fn called_by(self, caller: &Client, exe: Option<String>) -> Self {
-        let comm = caller.comm.split(|&byte| byte == 0).next().unwrap_or_default();
-        Self {
-            pid: present(caller.pid),
-            comm: (!comm.is_empty()).then(|| String::from_utf8_lossy(comm).into_owned()),
-            exe,
-            uid: Some(caller.uid).filter(|&uid| uid != u32::MAX),
-            ..self
-        }
     }
 
     /// The event as one line of JSON in ASCII, without the newline.
     pub fn to_json_line(&self) -> serde_json::Result<String> {
         escape::json_line(self)
     }
+}
+
+/// A thread's name as the kernel pads it, up to the first zero.
+fn comm(padded: &[u8]) -> String {
+    let name = padded.split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
 }
 
 /// Zero means unknown in kernel records.
@@ -311,4 +297,4 @@ mod rfc3339 {
 
 #[cfg(test)]
 #[path = "event_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -1,24 +1,28 @@
-//! Denied DNS questions, folded: the first is reported at once, those like it with a count when the time is over.
+//! What the DNS half tells, folded and limited: the first is reported at once, those like it with a count when the time is
+//! over, and more than [`EVENTS_PER_SECOND`] different ones in a second are counted as lost.
 //!
-//! The kernel folds packets and socket calls itself, before they reach the ring buffer.
+//! The kernel does the same with packets and socket calls, before they reach the ring buffer.
 
-use super::event::{Event, Verdict};
+use super::event::{Event, Kind, Verdict};
+use egress_common::event::EVENTS_PER_SECOND;
 use std::{
     borrow::Cow,
     collections::HashMap,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
-/// Questions for one name are reported once in this time.
+/// Events that are alike are reported once in this time.
 pub const WINDOW: Duration = Duration::from_mins(1);
-/// Names that are folded at a time. A sandbox that asks for more makes the oldest be reported early.
-pub const CAPACITY: usize = 1024;
+/// Different events that are folded at a time. More of them make the oldest be reported early.
+pub const CAPACITY: usize = 4096;
 
-/// What makes two denials alike.
+/// What makes two events alike.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Key {
-    sandbox: String,
+    kind: Kind,
     name: Option<String>,
+    addr: Option<IpAddr>,
     reason: Option<Cow<'static, str>>,
     verdict: Option<Verdict>,
 }
@@ -37,50 +41,62 @@ impl Held {
     }
 }
 
-/// The denials that were reported less than [`WINDOW`] ago.
+/// The events of one sandbox that were reported less than [`WINDOW`] ago.
 #[derive(Debug, Default)]
 pub struct Fold {
     held: HashMap<Key, Held>,
+    limit: Limit,
+}
+
+/// How many were reported in the second that began at `since`, and what was not.
+#[derive(Debug, Default)]
+struct Limit {
+    since: Option<Instant>,
+    reported: u64,
+    lost: Option<Event>,
 }
 
 impl Fold {
-    /// Takes a denial and gives what is to be reported now: the event itself if it is the first in its window, and whatever
-    /// had to make room for it.
-    pub fn push(&mut self, event: Event, now: Instant) -> impl Iterator<Item = Event> + use<> {
+    /// Takes an event and gives what is to be reported now: the event itself if it is the first in its window, what had to make
+    /// room for it, and what the limit of an earlier second swallowed.
+    pub fn push(&mut self, event: Event, now: Instant) -> Vec<Event> {
         let key = Key {
-            sandbox: event.sandbox.clone(),
+            kind: event.event,
             name: event.dst_name.clone(),
+            addr: event.dst_ip,
             reason: event.reason.clone(),
             verdict: event.verdict,
         };
         let count = event.count.unwrap_or(1);
-        let fresh = match self.held.get_mut(&key) {
-            Some(held) if now.saturating_duration_since(held.since) < WINDOW => {
+        let mut reports = Vec::new();
+        if let Some(held) = self.held.get_mut(&key) {
+            if now.saturating_duration_since(held.since) < WINDOW {
                 held.count += count;
                 held.latest = Some(event);
-                return None.into_iter().chain(None);
+                return reports;
             }
-            Some(held) => {
-                let total = std::mem::take(&mut held.count) + count;
-                held.since = now;
-                held.latest = None;
-                return None.into_iter().chain(Some(Event { count: Some(total), ..event }));
-            }
-            None => event,
-        };
-        let evicted = self.make_room();
-        self.held.insert(key, Held { since: now, latest: None, count: 0 });
-        evicted.into_iter().chain(Some(fresh))
+            let total = std::mem::take(&mut held.count) + count;
+            *held = Held { since: now, latest: None, count: 0 };
+            reports.push(Event { count: Some(total), ..event });
+        } else {
+            reports.extend(self.make_room());
+            self.held.insert(key, Held { since: now, latest: None, count: 0 });
+            reports.push(event);
+        }
+        self.limit.pass(reports, now)
     }
 
     /// What was held back and whose time is over. Call it about once a second.
     pub fn due(&mut self, now: Instant) -> Vec<Event> {
-        self.take(|held| now.saturating_duration_since(held.since) >= WINDOW)
+        let due = self.take(|held| now.saturating_duration_since(held.since) >= WINDOW);
+        self.limit.pass(due, now)
     }
 
-    /// Everything that was held back, at the end of a sandbox or of the agent.
+    /// Everything that was held back, at the end of the sandbox or of the agent; the number of those that were lost last.
     pub fn flush(&mut self) -> Vec<Event> {
-        self.take(|_| true)
+        let mut all = self.take(|_| true);
+        all.extend(self.limit.lost.take());
+        all
     }
 
     fn take(&mut self, over: impl Fn(&Held) -> bool) -> Vec<Event> {
@@ -99,6 +115,26 @@ impl Fold {
     }
 }
 
+impl Limit {
+    fn pass(&mut self, events: Vec<Event>, now: Instant) -> Vec<Event> {
+        let mut passed = Vec::with_capacity(events.len());
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            passed.extend(self.lost.take());
+            self.since = Some(now);
+            self.reported = 0;
+        }
+        for event in events {
+            if self.reported < EVENTS_PER_SECOND {
+                self.reported += 1;
+                passed.push(event);
+            } else {
+                self.lost = Some(event.lost_with(self.lost.as_ref()));
+            }
+        }
+        passed
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,11 +142,16 @@ mod tests {
     use std::time::SystemTime;
 
     fn denial(name: &str) -> Event {
-        Event::dns_denied(SystemTime::UNIX_EPOCH, &Subject::default(), false, name, "not_listed", None)
+        let event = Event::dns(Kind::Dns, SystemTime::UNIX_EPOCH, &Subject::default(), name);
+        Event { verdict: Some(Verdict::Deny), reason: Some("not_permitted".into()), count: Some(1), ..event }
     }
 
     fn counts(events: impl IntoIterator<Item = Event>) -> Vec<(String, u64)> {
-        events.into_iter().map(|event| (event.dst_name.unwrap(), event.count.unwrap())).collect()
+        events.into_iter().map(|event| (event.dst_name.unwrap_or_default(), event.count.unwrap())).collect()
+    }
+
+    fn total(events: Vec<Event>) -> u64 {
+        counts(events).iter().map(|(_, count)| count).sum()
     }
 
     #[test]
@@ -129,15 +170,11 @@ mod tests {
     #[test]
     fn nothing_is_lost_when_nobody_collects() {
         let (mut fold, start) = (Fold::default(), Instant::now());
-        let mut total = 0;
+        let mut seen = 0;
         for second in 0..600 {
-            total += counts(fold.push(denial("a.test"), start + Duration::from_secs(second)))
-                .iter()
-                .map(|(_, n)| n)
-                .sum::<u64>();
+            seen += total(fold.push(denial("a.test"), start + Duration::from_secs(second)));
         }
-        total += counts(fold.flush()).iter().map(|(_, n)| n).sum::<u64>();
-        assert_eq!(total, 600);
+        assert_eq!(seen + total(fold.flush()), 600);
         assert_eq!(fold.flush(), []);
     }
 
@@ -147,10 +184,29 @@ mod tests {
         drop(fold.push(denial("first.test"), start));
         drop(fold.push(denial("first.test"), start));
         for n in 0..CAPACITY - 1 {
-            drop(fold.push(denial(&format!("n{n}.test")), start + Duration::from_secs(1)));
+            drop(fold.push(denial(&format!("n{n}.test")), start + Duration::from_millis(10 * (n as u64 + 1))));
         }
-        let reported = counts(fold.push(denial("last.test"), start + Duration::from_secs(2)));
+        let later = start + Duration::from_secs(50);
+        let reported = counts(fold.push(denial("last.test"), later));
         assert_eq!(reported, [("first.test".into(), 1), ("last.test".into(), 1)]);
         assert_eq!(fold.held.len(), CAPACITY);
+    }
+
+    #[test]
+    fn beyond_the_limit_of_a_second_events_are_counted_as_lost() {
+        let (mut fold, start) = (Fold::default(), Instant::now());
+        let asked: u64 = 3 * EVENTS_PER_SECOND;
+        let seen: u64 = (0..asked).map(|n| total(fold.push(denial(&format!("n{n}.test")), start))).sum();
+        assert_eq!(seen, EVENTS_PER_SECOND);
+        let next = fold.push(denial("next.test"), start + Duration::from_secs(1));
+        assert_eq!((next[0].event, next[0].count), (Kind::Lost, Some(2 * EVENTS_PER_SECOND)));
+        assert_eq!(counts(next.into_iter().skip(1)), [("next.test".into(), 1)]);
+        drop(
+            (0..asked)
+                .map(|n| fold.push(denial(&format!("m{n}.test")), start + Duration::from_secs(1)))
+                .collect::<Vec<_>>(),
+        );
+        let lost: Vec<_> = fold.flush().into_iter().filter(|event| event.event == Kind::Lost).collect();
+        assert_eq!(counts(lost), [(String::new(), 2 * EVENTS_PER_SECOND + 1)]);
     }
 }

@@ -4,11 +4,13 @@
 //! touch files, and no function reads a clock: the time comes with the report.
 
 pub mod counters;
+pub mod dns_event;
 pub mod escape;
 pub mod event;
 pub mod fold;
 pub mod hosts;
 pub mod names;
+pub mod permits_file;
 pub mod sink;
 pub mod suggest;
 pub mod tail;

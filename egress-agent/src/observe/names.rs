@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 /// A number of the ABI that has a word.
 pub trait Named: Copy + PartialEq + 'static {
-    /// Every value, in the order of the numbers.
+    /// Every value.
     const ALL: &'static [Self];
 
     /// The number that the kernel writes.

@@ -1,7 +1,7 @@
 //! Where events go: a bounded file of JSON lines, and whoever subscribed. No reader can hold up enforcement, so what a slow
 //! one misses is counted and told to it.
 
-use super::event::{Event, Kind};
+use super::event::Event;
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
@@ -73,20 +73,12 @@ struct Missed(Arc<Mutex<Option<Event>>>);
 impl Missed {
     fn add(&self, event: &Event) {
         let mut owed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *owed = Some(lost_in_place_of(event, owed.take().as_ref()));
+        *owed = Some(event.lost_with(owed.as_ref()));
     }
 
     fn take(&self) -> Option<Event> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-/// A `lost` event that stands for `event` and for those that `before` stood for.
-fn lost_in_place_of(event: &Event, before: Option<&Event>) -> Event {
-    // A lost report of losses counts as what it told.
-    let weight = if event.event == Kind::Lost { event.count.unwrap_or(1) } else { 1 };
-    let count = before.and_then(|lost| lost.count).unwrap_or(0) + weight;
-    Event::lost(event.time, &event.subject(), count)
 }
 
 #[derive(Debug)]
@@ -176,7 +168,7 @@ impl Journal {
             if self.owed.is_none() {
                 tracing::warn!(path = %self.path.display(), %error, "cannot write events; they are counted until it works again");
             }
-            self.owed = Some(lost_in_place_of(event, self.owed.as_ref()));
+            self.owed = Some(event.lost_with(self.owed.as_ref()));
         }
     }
 

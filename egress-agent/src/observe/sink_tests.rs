@@ -1,5 +1,5 @@
 use super::*;
-use crate::observe::event::Subject;
+use crate::observe::event::{Kind, Subject};
 use std::time::SystemTime;
 
 fn event(name: &str) -> Event {

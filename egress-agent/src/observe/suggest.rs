@@ -1,18 +1,23 @@
 //! The end of a run: one line per denied destination, with what would allow it.
 
 use super::{
-    advice::{Advice, Destination, Host, advise},
+    advice::{Advice, Destination, Host, Question, advise},
     escape,
     event::{Event, Kind, SCHEMA, Verdict},
     hosts::Hosts,
 };
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
 
 /// Lines that [`Summary::lines`] gives for destinations.
 pub const LINES: usize = 20;
 /// Destinations that are kept apart; further ones are counted together.
 pub const DESTINATIONS: usize = 4096;
+/// Names that did not resolve of which the first are told.
+const FAILURES: usize = 5;
 /// Processes of one destination that are told apart.
 const PIDS: usize = 64;
 
@@ -21,6 +26,8 @@ const PIDS: usize = 64;
 pub struct Summary {
     hosts: Hosts,
     denied: HashMap<Destination, Denied>,
+    /// Names that were allowed and did not resolve, with the word for it.
+    failed: BTreeMap<(String, String), u64>,
     beyond: u64,
     lost: u64,
 }
@@ -31,6 +38,7 @@ struct Denied {
     verdict: Verdict,
     reason: String,
     rule: Option<String>,
+    addr: Option<IpAddr>,
     comm: Option<String>,
     pid: Option<u32>,
     pids: HashSet<u32>,
@@ -59,11 +67,20 @@ struct Row {
     advice: String,
 }
 
+/// A name that did not resolve, as the JSON form has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+struct Failure<'a> {
+    name: &'a str,
+    reason: &'a str,
+    count: u64,
+}
+
 /// The whole summary, as the JSON form has it.
 #[derive(Serialize)]
-struct Report {
+struct Report<'a> {
     schema: u32,
     denied: Vec<Row>,
+    failed: Vec<Failure<'a>>,
     denied_beyond: u64,
     events_lost: u64,
 }
@@ -74,11 +91,17 @@ impl Summary {
         Self { hosts, ..Self::default() }
     }
 
-    /// Takes note of an event; anything but a denial or a loss is passed over.
+    /// Takes note of an event; anything but a denial, a failure or a loss is passed over.
     pub fn add(&mut self, event: &Event) {
         let count = event.count.unwrap_or(1);
         if event.event == Kind::Lost {
             self.lost += count;
+        }
+        if let (Kind::Dns, None, Some(name), Some(reason)) =
+            (event.event, event.verdict, &event.dst_name, &event.reason)
+            && self.failed.len() < FAILURES
+        {
+            *self.failed.entry((name.clone(), reason.to_string())).or_default() += count;
         }
         let Some(verdict) = event.verdict.filter(|verdict| verdict.denies()) else { return };
         let dest = destination(event);
@@ -96,6 +119,7 @@ impl Summary {
             verdict,
             reason: event.reason.as_deref().unwrap_or_default().to_owned(),
             rule: event.rule.clone(),
+            addr: event.dst_ip,
             comm: None,
             pid: None,
             pids: HashSet::new(),
@@ -113,13 +137,13 @@ impl Summary {
         }
     }
 
-    /// True where nothing was denied and nothing lost.
+    /// True where there is nothing to tell.
     pub fn is_empty(&self) -> bool {
-        self.denied.is_empty() && self.lost == 0
+        self.denied.is_empty() && self.failed.is_empty() && self.lost == 0
     }
 
-    /// What to print, most frequent first: at most [`LINES`] destinations, and one line each for what is beyond and what was
-    /// lost. Safe for a terminal and a job log.
+    /// What to print, most frequent first: at most [`LINES`] destinations, then what is beyond them, what did not
+    /// resolve and what was lost. Safe for a terminal and a job log.
     pub fn lines(&self) -> Vec<String> {
         let sorted = self.sorted();
         let mut lines: Vec<_> = sorted.iter().take(LINES).map(|(dest, denied)| denied.line(dest)).collect();
@@ -128,6 +152,9 @@ impl Summary {
             let beyond = if self.beyond > 0 { " or more" } else { "" };
             lines.push(format!("egressd: and {more}{beyond} destinations more: egressd events --verdict deny"));
         }
+        lines.extend(self.failed.iter().map(|((name, reason), count)| {
+            format!("egressd: {name} is allowed and did not resolve: {} ({count}x)", escape::text(reason))
+        }));
         if self.lost > 0 {
             lines.push(format!("egressd: {} events were lost, so the numbers above are too low", self.lost));
         }
@@ -137,7 +164,14 @@ impl Summary {
     /// The same for programs, with every destination that was kept: one line of JSON.
     pub fn to_json_line(&self) -> serde_json::Result<String> {
         let denied = self.sorted().into_iter().map(|(dest, denied)| denied.row(dest)).collect();
-        escape::json_line(&Report { schema: SCHEMA, denied, denied_beyond: self.beyond, events_lost: self.lost })
+        let failed = self.failed.iter().map(|((name, reason), &count)| Failure { name, reason, count }).collect();
+        escape::json_line(&Report {
+            schema: SCHEMA,
+            denied,
+            failed,
+            denied_beyond: self.beyond,
+            events_lost: self.lost,
+        })
     }
 
     fn sorted(&self) -> Vec<(&Destination, &Denied)> {
@@ -149,7 +183,7 @@ impl Summary {
 
 impl Denied {
     fn advice(&self, dest: &Destination) -> Advice {
-        advise(&self.reason, dest, self.rule.as_deref())
+        advise(&Question { dest, reason: &self.reason, rule: self.rule.as_deref(), addr: self.addr })
     }
 
     fn line(&self, dest: &Destination) -> String {

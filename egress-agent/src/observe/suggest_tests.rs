@@ -4,8 +4,14 @@ use egress_common::verdict::Reason;
 use std::time::SystemTime;
 
 fn asked(name: &str, count: u64) -> Event {
-    let event = Event::dns_denied(SystemTime::UNIX_EPOCH, &Subject::default(), false, name, "not_listed", None);
-    Event { count: Some(count), pid: Some(4121), comm: Some("cargo".into()), ..event }
+    Event {
+        verdict: Some(Verdict::Deny),
+        reason: Some("not_permitted".into()),
+        count: Some(count),
+        pid: Some(4121),
+        comm: Some("cargo".into()),
+        ..Event::dns(Kind::Dns, SystemTime::UNIX_EPOCH, &Subject::default(), name)
+    }
 }
 
 fn connected(addr: &str, port: u16, reason: Reason) -> Event {
@@ -95,6 +101,16 @@ fn several_processes_are_one_line() {
 }
 
 #[test]
+fn a_name_that_did_not_resolve_is_no_denial() {
+    let failure =
+        Event { verdict: None, reason: Some("upstream_timeout".into()), pid: None, ..asked("api.foo.test", 3) };
+    let summary = summary(&[failure]);
+    assert_eq!(summary.lines(), ["egressd: api.foo.test is allowed and did not resolve: upstream_timeout (3x)"]);
+    let json = r#"{"schema":1,"denied":[],"failed":[{"name":"api.foo.test","reason":"upstream_timeout","count":3}],"denied_beyond":0,"events_lost":0}"#;
+    assert_eq!(summary.to_json_line().unwrap(), json);
+}
+
+#[test]
 fn many_destinations_stay_bounded_and_say_so() {
     let events: Vec<_> = (0..=DESTINATIONS).map(|n| asked(&format!("n{n}.test"), 1)).collect();
     let mut summary = summary(&events);
@@ -114,11 +130,11 @@ fn the_json_form_is_this() {
     assert_eq!(
         summary.to_json_line().unwrap(),
         concat!(
-            r#"{"schema":1,"denied":[{"destination":"api.foo.test","count":14,"verdict":"deny","reason":"not_listed","#,
+            r#"{"schema":1,"denied":[{"destination":"api.foo.test","count":14,"verdict":"deny","reason":"not_permitted","#,
             r#""comm":"cargo","pid":4121,"allow":"api.foo.test","advice":"to allow: --allow api.foo.test"},"#,
             r#"{"destination":"198.51.100.7:53/tcp","count":1,"verdict":"deny","reason":"dns_bypass","#,
             r#""advice":"no flag opens it: port 53 goes to egressd's own resolver, whose servers --dns names"}],"#,
-            r#""denied_beyond":0,"events_lost":0}"#,
+            r#""failed":[],"denied_beyond":0,"events_lost":0}"#,
         )
     );
 }

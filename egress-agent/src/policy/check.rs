@@ -7,15 +7,19 @@ use super::{
     ports::Ports,
 };
 use ipnet::{IpNet, Ipv4Net};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 impl Policy {
     /// Checks the rules against each other. Parsing does it already; [`crate::compile`] does it again for policies that were
     /// built in code.
     pub fn check(&self) -> Result<(), PolicyError> {
         self.check_denies()?;
+        let closed = ClosedNames::new(&self.deny);
         for rule in &self.allow.names {
-            if let Some(deny) = covering_name(&self.deny, rule) {
+            if let Some(deny) = closed.covering(rule) {
                 return Err(covered(
                     List::Names,
                     &rule.text,
@@ -36,7 +40,9 @@ impl Policy {
                 let mut around = self.deny.addresses.iter().filter(|deny| spans(&deny.net, &rule.net)).peekable();
                 let Some(first) = around.peek().copied() else { continue };
                 let closed = Ports::union(around.flat_map(|deny| deny.ports.ranges().iter().copied()));
-                if closed.is_ok_and(|closed| closed.covers(&rule.ports)) {
+                // The ports of a peer in inbound are the sandbox's own, those of a deny are the peer's.
+                let of_peer = if list == List::Inbound { &Ports::all() } else { &rule.ports };
+                if closed.is_ok_and(|closed| closed.covers(of_peer)) {
                     let (at, deny_at) = (rule.at.as_ref(), first.at.as_ref());
                     return Err(covered(list, &rule.text, at, &first.text, List::DenyAddresses, deny_at));
                 }
@@ -81,13 +87,38 @@ fn touches_loopback(net: &IpNet) -> bool {
     }
 }
 
-/// The deny that closes every name of the rule, the last of them where it takes several.
-fn covering_name<'a>(deny: &'a Deny, rule: &NameRule) -> Option<&'a NameRule> {
-    let by = |apex| deny.names.iter().find(|deny| deny.pattern.covers(&rule.pattern, apex));
-    let reach = rule.pattern.reach();
-    match (reach.apex(), reach.below()) {
-        (true, true) => by(true).and_then(|_| by(false)),
-        (apex, _) => by(apex),
+/// The denied names by their base, so that a long list costs no more for each allow than its labels.
+struct ClosedNames<'a>(HashMap<&'a str, Closed<'a>>);
+
+#[derive(Clone, Copy, Default)]
+struct Closed<'a> {
+    apex: Option<&'a NameRule>,
+    below: Option<&'a NameRule>,
+}
+
+impl<'a> ClosedNames<'a> {
+    fn new(deny: &'a Deny) -> Self {
+        let mut names: HashMap<&str, Closed<'_>> = HashMap::new();
+        for rule in &deny.names {
+            let closed = names.entry(rule.pattern.base()).or_default();
+            let reach = rule.pattern.reach();
+            closed.apex = closed.apex.or(reach.apex().then_some(rule));
+            closed.below = closed.below.or(reach.below().then_some(rule));
+        }
+        Self(names)
+    }
+
+    /// The deny that closes every name of the rule; one of them where it takes two.
+    fn covering(&self, rule: &NameRule) -> Option<&'a NameRule> {
+        let (base, reach) = (rule.pattern.base(), rule.pattern.reach());
+        let own = self.0.get(base).copied().unwrap_or_default();
+        let mut above = base.match_indices('.').filter_map(|(dot, _)| self.0.get(base.get(dot + 1..)?)?.below);
+        let around = above.next();
+        match (reach.apex(), reach.below()) {
+            (true, true) => own.apex.or(around).and_then(|_| own.below.or(around)),
+            (true, false) => own.apex.or(around),
+            (false, _) => own.below.or(around),
+        }
     }
 }
 

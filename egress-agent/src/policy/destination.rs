@@ -332,6 +332,9 @@ fn parse_host(text: &str, host: &str) -> Result<Host, DestinationError> {
         Some(length) => decimal(length).and_then(|length| IpNet::new(address, u8::try_from(length).ok()?).ok()),
     };
     let Some(net) = net else {
+        if length.is_some_and(|length| length.contains(':')) {
+            return Err(DestinationError::Brackets { text: owned() });
+        }
         let length = length.unwrap_or_default().to_owned();
         return Err(DestinationError::PrefixLength { text: owned(), length, max });
     };

@@ -4,7 +4,7 @@
 use super::error::{PolicyError, Position};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, cell::Cell, fmt, sync::Arc};
 use toml::de::{DeTable, DeValue};
 
 /// Tables within arrays within tables are as deep as any key goes; what lies deeper is wrong whatever it is.
@@ -53,23 +53,30 @@ impl Value {
 /// Turns byte offsets into positions.
 pub(super) struct Text<'a> {
     name: Arc<str>,
-    text: &'a str,
+    content: &'a str,
+    /// The last offset that was asked for, with its line and column: the next one is mostly behind it.
+    last: Cell<(usize, u32, u32)>,
 }
 
 impl<'a> Text<'a> {
     pub(super) fn new(name: &str, text: &'a str) -> Self {
-        Self { name: name.into(), text }
+        Self { name: name.into(), content: text, last: Cell::new((0, 1, 1)) }
     }
 
     pub(super) fn position(&self, offset: usize) -> Position {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        Position::new(Arc::clone(&self.name), line as u32, column as u32)
+        let (from, line, column) = Some(self.last.get()).filter(|(from, ..)| *from <= offset).unwrap_or((0, 1, 1));
+        let between = self.content.get(from..offset).unwrap_or_default();
+        let chars = |text: &str| text.chars().count() as u32;
+        let (line, column) = match between.rsplit_once('\n') {
+            Some((before, after)) => (line + before.matches('\n').count() as u32 + 1, chars(after) + 1),
+            None => (line, column + chars(between)),
+        };
+        self.last.set((offset, line, column));
+        Position::new(Arc::clone(&self.name), line, column)
     }
 
     pub(super) fn toml(&self) -> Result<Node, PolicyError> {
-        let table = DeTable::parse(self.text).map_err(|error| PolicyError::Syntax {
+        let table = DeTable::parse(self.content).map_err(|error| PolicyError::Syntax {
             at: self.position(error.span().map_or(0, |span| span.start)),
             message: error.message().to_owned(),
         })?;
@@ -77,7 +84,7 @@ impl<'a> Text<'a> {
     }
 
     pub(super) fn json(&self) -> Result<Node, PolicyError> {
-        let raw: &RawValue = serde_json::from_str(self.text).map_err(|error| PolicyError::Syntax {
+        let raw: &RawValue = serde_json::from_str(self.content).map_err(|error| PolicyError::Syntax {
             at: Position::new(Arc::clone(&self.name), error.line() as u32, error.column() as u32),
             message: error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
         })?;
@@ -86,7 +93,7 @@ impl<'a> Text<'a> {
 
     /// `raw` is a slice of the whole text: its address is its offset.
     fn json_node(&self, raw: &str, depth: u32) -> Result<Node, PolicyError> {
-        let at = (raw.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
+        let at = (raw.as_ptr() as usize).saturating_sub(self.content.as_ptr() as usize);
         // The syntax was checked as a whole, so what fails here is a value that no key takes.
         let value = match raw.as_bytes().first() {
             Some(b'{' | b'[') if depth > DEPTH => Value::Other("a value nested too deep"),
@@ -114,7 +121,7 @@ impl<'a> Text<'a> {
         let mut entries: Vec<Entry> = Vec::with_capacity(members.len());
         for (key, raw) in members {
             let node = self.json_node(raw.get(), depth + 1)?;
-            let before = self.text.get(..node.at).unwrap_or_default().trim_end().trim_end_matches(':').trim_end();
+            let before = self.content.get(..node.at).unwrap_or_default().trim_end().trim_end_matches(':').trim_end();
             let at = before.strip_suffix('"').and_then(|before| before.rfind('"')).unwrap_or(node.at);
             if let Some(first) = entries.iter().find(|entry| entry.key == key) {
                 let (at, first) = (self.position(at), self.position(first.at));

@@ -223,9 +223,6 @@ pub enum Misplaced {
     /// A proxy or gateway whose ports are not written.
     #[error("has no ports: write them, e.g. \"198.51.100.80:3128\"")]
     NoPorts,
-    /// Ports behind an inbound peer.
-    #[error("has ports: a peer in inbound may open connections from any port; leave them out")]
-    InboundPorts,
     /// An address of loopback, which `loopback` alone opens.
     #[error("is loopback: allow.loopback says what is open there, e.g. loopback = [8080]")]
     Loopback,

@@ -18,8 +18,8 @@ const RELOAD: &[&str] = &["established"];
 
 /// Longest name of a policy: it stands in every event.
 const NAME_MAX: usize = 64;
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_hours(24);
+const HOUR: Duration = Duration::from_hours(1);
 
 impl Part {
     /// Reads one file.
@@ -66,6 +66,10 @@ const PRE_RESOLVE: Choices<PreResolve> = (
     "\"warn\", \"require\" or \"off\"",
     &[("warn", PreResolve::Warn), ("require", PreResolve::Require), ("off", PreResolve::Off)],
 );
+
+/// Shortest in seconds, and the range in words.
+const PERMIT: (u64, &str) = (1, "\"1s\" to \"24h\"");
+const GRACE: (u64, &str) = (0, "\"0s\" to \"1h\"");
 
 /// What to write while `dns.pre_resolve` has nothing behind it.
 pub(super) const PRE_RESOLVE_FIX: &str = "leave it out or write \"off\"";
@@ -173,12 +177,12 @@ impl Read<'_> {
                 }
                 "answers" => part.answers = Some(self.answers(node)?),
                 "permit_min" => {
-                    part.permit_min = Some(self.duration("dns.permit_min", &node, 1, "\"1s\" to \"24h\"", DAY)?)
+                    part.permit_min = Some(self.duration("dns.permit_min", &node, PERMIT, DAY)?);
                 }
                 "permit_max" => {
-                    part.permit_max = Some(self.duration("dns.permit_max", &node, 1, "\"1s\" to \"24h\"", DAY)?)
+                    part.permit_max = Some(self.duration("dns.permit_max", &node, PERMIT, DAY)?);
                 }
-                "grace" => part.grace = Some(self.duration("dns.grace", &node, 0, "\"0s\" to \"1h\"", HOUR)?),
+                "grace" => part.grace = Some(self.duration("dns.grace", &node, GRACE, HOUR)?),
                 "queries_per_second" => part.queries_per_second = Some(self.rate(&node)?),
                 _ => {
                     let choice = self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?;
@@ -193,18 +197,19 @@ impl Read<'_> {
     }
 
     fn rate(&self, node: &Node) -> Result<Written<u32>, PolicyError> {
-        match node.value {
-            Value::Integer(rate @ 1..=5000) => Ok(self.written(node, rate as u32)),
-            _ => Err(self.refuse("dns.queries_per_second", node, "a number from 1 to 5000")),
-        }
+        let rate = match node.value {
+            Value::Integer(rate @ 1..=5000) => u32::try_from(rate).ok(),
+            _ => None,
+        };
+        let rate = rate.ok_or_else(|| self.refuse("dns.queries_per_second", node, "a number from 1 to 5000"))?;
+        Ok(self.written(node, rate))
     }
 
     fn duration(
         &self,
         key: &'static str,
         node: &Node,
-        min_s: u64,
-        allowed: &'static str,
+        (min_s, allowed): (u64, &'static str),
         max: Duration,
     ) -> Result<Written<Duration>, PolicyError> {
         let parsed = match &node.value {

@@ -6,7 +6,7 @@ use super::{
     document::Text,
     error::{PolicyError, Position},
     lift::PRE_RESOLVE_FIX,
-    part::{List, Part, Written, put},
+    part::{List, Part, Written},
 };
 use std::time::Duration;
 
@@ -95,11 +95,8 @@ impl Part {
                 self.servers.push(server);
             }
         }
-        for (rules, more) in [(&mut self.names, other.names), (&mut self.deny_names, other.deny_names)] {
-            for rule in more {
-                put(rules, rule, |rule| rule.at.as_ref());
-            }
-        }
+        self.names.append(other.names);
+        self.deny_names.append(other.deny_names);
         for (rules, more) in [
             (&mut self.proxy, other.proxy),
             (&mut self.gateway, other.gateway),
@@ -107,9 +104,7 @@ impl Part {
             (&mut self.inbound, other.inbound),
             (&mut self.deny_addresses, other.deny_addresses),
         ] {
-            for rule in more {
-                put(rules, rule, |rule| rule.at.as_ref());
-            }
+            rules.append(more);
         }
         for warning in other.warnings {
             if !self.warnings.iter().any(|known| known.says_the_same(&warning)) {
@@ -140,14 +135,14 @@ impl Part {
             allow: Allow {
                 loopback: self.loopback.map_or(Local::Open, |written| written.value),
                 own: self.own.map(|written| written.value),
-                proxy: self.proxy,
-                gateway: self.gateway,
-                names: self.names,
-                addresses: self.addresses,
-                inbound: self.inbound,
+                proxy: self.proxy.into_vec(),
+                gateway: self.gateway.into_vec(),
+                names: self.names.into_vec(),
+                addresses: self.addresses.into_vec(),
+                inbound: self.inbound.into_vec(),
                 icmp: self.icmp.map_or(Icmp::None, |written| written.value),
             },
-            deny: Deny { names: self.deny_names, addresses: self.deny_addresses },
+            deny: Deny { names: self.deny_names.into_vec(), addresses: self.deny_addresses.into_vec() },
             dns: DnsPolicy {
                 servers: self.servers.into_iter().map(|written| written.value).collect(),
                 answers: or_default(self.answers),
@@ -196,14 +191,10 @@ fn add_up<T>(
         return Ok(());
     };
     let (second, second_at) = (show(&theirs.value), theirs.at);
-    match union(&first.value, theirs.value) {
-        Some(value) => {
-            first.value = value;
-            Ok(())
-        }
-        None => {
-            let (first, first_at) = (show(&first.value), first.at.clone());
-            Err(PolicyError::Conflict { key, first, first_at, second, second_at })
-        }
-    }
+    let Some(value) = union(&first.value, theirs.value) else {
+        let (first, first_at) = (show(&first.value), first.at.clone());
+        return Err(PolicyError::Conflict { key, first, first_at, second, second_at });
+    };
+    first.value = value;
+    Ok(())
 }

@@ -12,15 +12,23 @@ mod name;
 mod part;
 mod ports;
 mod print;
+mod source;
 
 pub use destination::{Destination, DestinationError, Host};
 pub use error::{Misplaced, PolicyError, Position, ServerError, Warning};
 pub use matching::{NameTable, NameVerdict};
 pub use name::{NameError, NamePattern, Reach};
 pub use ports::{Ports, TooManyRanges};
+pub use source::{Flags, Source};
 
 use ipnet::IpNet;
-use std::{fmt, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+    path::Path,
+    time::Duration,
+};
 
 /// What one sandbox may reach. Built by parsing, or from [`Policy::deny_all`] in code.
 #[derive(Clone, Debug)]
@@ -66,7 +74,7 @@ pub struct Allow {
     pub names: Vec<NameRule>,
     /// Addresses and networks.
     pub addresses: Vec<AddressRule>,
-    /// Peers that may open connections to the sandbox; their ports are always [`Ports::all`].
+    /// Peers that may open connections to the sandbox; ports are the sandbox's own that they may reach.
     pub inbound: Vec<AddressRule>,
     /// Echo requests.
     pub icmp: Icmp,
@@ -128,6 +136,12 @@ impl PartialEq for AddressRule {
 
 impl Eq for AddressRule {}
 
+impl Hash for AddressRule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.net, &self.ports).hash(state);
+    }
+}
+
 /// What a rule says; where and how it was written is no part of that.
 impl PartialEq for NameRule {
     fn eq(&self, other: &Self) -> bool {
@@ -136,6 +150,12 @@ impl PartialEq for NameRule {
 }
 
 impl Eq for NameRule {}
+
+impl Hash for NameRule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.pattern, &self.ports).hash(state);
+    }
+}
 
 /// The `[deny]` table: beats every allow, whatever the order or length.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -171,7 +191,7 @@ impl Default for DnsPolicy {
             servers: Vec::new(),
             answers: Answers::Public,
             permit_min: Duration::from_secs(30),
-            permit_max: Duration::from_secs(60 * 60),
+            permit_max: Duration::from_hours(1),
             grace: Duration::from_secs(120),
             queries_per_second: 500,
             pre_resolve: PreResolve::Off,
@@ -212,58 +232,6 @@ pub enum Established {
     Cut,
     /// They go on.
     Keep,
-}
-
-/// The flags that add to a policy, as typed.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Flags {
-    /// `--allow DEST`
-    pub allow: Vec<String>,
-    /// `--deny DEST`
-    pub deny: Vec<String>,
-    /// `--proxy ADDR:PORT`
-    pub proxy: Vec<String>,
-    /// `--gateway ADDR:PORTS`
-    pub gateway: Vec<String>,
-    /// `--dns SERVER`
-    pub dns: Vec<String>,
-    /// `--observe`, which beats a file's mode.
-    pub observe: bool,
-    /// `--pre-resolve`, which beats a file's value.
-    pub pre_resolve: Option<PreResolve>,
-}
-
-/// One of the things that a policy is merged from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// TOML text.
-    Toml {
-        /// For positions: `ci.toml:7:13`.
-        name: String,
-        /// The text.
-        text: String,
-    },
-    /// JSON text of the same shape.
-    Json {
-        /// For positions.
-        name: String,
-        /// The text.
-        text: String,
-    },
-    /// Flags.
-    Flags(Flags),
-}
-
-impl Source {
-    /// Reads a file: JSON where its name ends in `.json`, TOML otherwise.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self, PolicyError> {
-        let path = path.as_ref();
-        let text =
-            std::fs::read_to_string(path).map_err(|source| PolicyError::Read { path: path.to_owned(), source })?;
-        let name = path.display().to_string();
-        let json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-        Ok(if json { Self::Json { name, text } } else { Self::Toml { name, text } })
-    }
 }
 
 impl Policy {
@@ -398,47 +366,6 @@ impl fmt::Display for Answers {
             Self::Public => f.write_str("\"public\""),
             Self::Any => f.write_str("\"any\""),
             Self::Nets(nets) => f.debug_list().entries(nets.iter().map(ToString::to_string)).finish(),
-        }
-    }
-}
-
-impl Mode {
-    /// As written in a file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Enforce => "enforce",
-            Self::Observe => "observe",
-        }
-    }
-}
-
-impl Icmp {
-    /// As written in a file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Echo => "echo",
-        }
-    }
-}
-
-impl Established {
-    /// As written in a file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cut => "cut",
-            Self::Keep => "keep",
-        }
-    }
-}
-
-impl PreResolve {
-    /// As written in a file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Warn => "warn",
-            Self::Require => "require",
         }
     }
 }

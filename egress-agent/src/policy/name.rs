@@ -146,16 +146,6 @@ impl NamePattern {
         fits && if above == 0 { self.reach.apex() } else { self.reach.below() }
     }
 
-    /// True where every name that `other` means below its base (`apex` false), or that base itself (`apex` true), is meant
-    /// by this pattern too.
-    pub(super) fn covers(&self, other: &Self, apex: bool) -> bool {
-        if self.base == other.base {
-            return if apex { self.reach.apex() } else { self.reach.below() };
-        }
-        let below = other.base.strip_suffix(&self.base).is_some_and(|rest| rest.ends_with('.'));
-        below && self.reach.below()
-    }
-
     /// The suffix of the public suffix list's private section that this wildcard spans, e.g. `github.io`.
     pub fn private_suffix(&self) -> Option<&str> {
         (self.reach.below() && suffix_kind(&self.base) == Some(psl::Type::Private)).then_some(self.base.as_str())

@@ -11,6 +11,8 @@ use egress_common::{
     destination::DNS_PORT,
 };
 use std::{
+    collections::{HashMap, hash_map},
+    hash::Hash,
     net::{IpAddr, SocketAddr, SocketAddrV6},
     time::Duration,
 };
@@ -37,14 +39,68 @@ pub(super) struct Part {
     pub(super) queries_per_second: Option<Written<u32>>,
     pub(super) pre_resolve: Option<Written<PreResolve>>,
     pub(super) servers: Vec<Written<SocketAddr>>,
-    pub(super) names: Vec<NameRule>,
-    pub(super) proxy: Vec<AddressRule>,
-    pub(super) gateway: Vec<AddressRule>,
-    pub(super) addresses: Vec<AddressRule>,
-    pub(super) inbound: Vec<AddressRule>,
-    pub(super) deny_names: Vec<NameRule>,
-    pub(super) deny_addresses: Vec<AddressRule>,
+    pub(super) names: Rules<NameRule>,
+    pub(super) proxy: Rules<AddressRule>,
+    pub(super) gateway: Rules<AddressRule>,
+    pub(super) addresses: Rules<AddressRule>,
+    pub(super) inbound: Rules<AddressRule>,
+    pub(super) deny_names: Rules<NameRule>,
+    pub(super) deny_addresses: Rules<AddressRule>,
     pub(super) warnings: Vec<Warning>,
+}
+
+/// Rules in the order of the text, each once. What a rule says is its `Eq` and `Hash`; where it stands is not.
+#[derive(Debug)]
+pub(super) struct Rules<R> {
+    list: Vec<R>,
+    known: HashMap<R, Position>,
+}
+
+impl<R> Default for Rules<R> {
+    fn default() -> Self {
+        Self { list: Vec::new(), known: HashMap::new() }
+    }
+}
+
+impl<R: Clone + Eq + Hash + Placed> Rules<R> {
+    /// Appends the rule unless an equal one is there; returns where that one stands.
+    pub(super) fn put(&mut self, rule: R) -> Option<Position> {
+        match self.known.entry(rule.clone()) {
+            hash_map::Entry::Occupied(first) => Some(first.get().clone()),
+            hash_map::Entry::Vacant(place) => {
+                place.insert(Position::or_code(rule.at()));
+                self.list.push(rule);
+                None
+            }
+        }
+    }
+
+    pub(super) fn append(&mut self, other: Self) {
+        for rule in other.list {
+            self.put(rule);
+        }
+    }
+
+    pub(super) fn into_vec(self) -> Vec<R> {
+        self.list
+    }
+}
+
+/// A rule that knows where it was written.
+pub(super) trait Placed {
+    fn at(&self) -> Option<&Position>;
+}
+
+impl Placed for NameRule {
+    fn at(&self) -> Option<&Position> {
+        self.at.as_ref()
+    }
+}
+
+impl Placed for AddressRule {
+    fn at(&self) -> Option<&Position> {
+        self.at.as_ref()
+    }
 }
 
 /// Keys whose values are DESTs.
@@ -100,15 +156,13 @@ impl Part {
         }
         self.warn(list, &destination, &at);
         let ports = destination.ports();
-        let first = match (destination.into_host(), list) {
-            (Host::Name(pattern), _) => {
+        let first = match destination.into_host() {
+            Host::Name(pattern) => {
                 let ports = if list == List::DenyNames { Ports::all() } else { ports };
-                let rule = NameRule { pattern, ports, text: text.clone(), at: Some(at.clone()) };
                 let rules = if list == List::DenyNames { &mut self.deny_names } else { &mut self.names };
-                put(rules, rule, |rule| rule.at.as_ref())
+                rules.put(NameRule { pattern, ports, text: text.clone(), at: Some(at.clone()) })
             }
-            (Host::Net(net), _) => {
-                let rule = AddressRule { net, ports, text: text.clone(), at: Some(at.clone()) };
+            Host::Net(net) => {
                 let rules = match list {
                     List::Proxy => &mut self.proxy,
                     List::Gateway => &mut self.gateway,
@@ -116,7 +170,7 @@ impl Part {
                     List::DenyAddresses => &mut self.deny_addresses,
                     List::Addresses | List::Names | List::DenyNames => &mut self.addresses,
                 };
-                put(rules, rule, |rule| rule.at.as_ref())
+                rules.put(AddressRule { net, ports, text: text.clone(), at: Some(at.clone()) })
             }
         };
         match first {
@@ -139,7 +193,7 @@ impl Part {
             }
         }
         let dns = |ports: &Ports| ports.ranges().iter().all(|range| (range.first, range.last) == (DNS_PORT, DNS_PORT));
-        if destination.written_ports().is_some_and(dns) && list != List::DenyAddresses {
+        if destination.written_ports().is_some_and(dns) && !matches!(list, List::DenyAddresses | List::Inbound) {
             self.warnings.push(Warning::DnsPort { at, text });
         }
     }
@@ -165,15 +219,6 @@ impl Part {
     }
 }
 
-/// Appends the rule unless an equal one is there; returns where that one stands.
-pub(super) fn put<R: PartialEq>(rules: &mut Vec<R>, rule: R, at: impl Fn(&R) -> Option<&Position>) -> Option<Position> {
-    if let Some(first) = rules.iter().find(|known| **known == rule) {
-        return Some(Position::or_code(at(first)));
-    }
-    rules.push(rule);
-    None
-}
-
 fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
     let ported = destination.written_ports();
     match (destination.host(), list) {
@@ -181,8 +226,7 @@ fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
         (Host::Name(_), List::Names) => None,
         (Host::Name(_), _) => Some(Misplaced::Name),
         (Host::Net(_), List::Names | List::DenyNames) => Some(Misplaced::Address),
-        (Host::Net(_), List::DenyAddresses) => None,
-        (Host::Net(net), _) if within_loopback(net) => Some(Misplaced::Loopback),
+        (Host::Net(net), _) if list != List::DenyAddresses && within_loopback(net) => Some(Misplaced::Loopback),
         (Host::Net(net), List::Proxy | List::Gateway) => {
             if net.prefix_len() != net.max_prefix_len() {
                 Some(Misplaced::Network)
@@ -192,8 +236,7 @@ fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
                 None
             }
         }
-        (Host::Net(_), List::Inbound) => ported.map(|_| Misplaced::InboundPorts),
-        (Host::Net(_), List::Addresses) => None,
+        (Host::Net(_), _) => None,
     }
 }
 

@@ -62,6 +62,11 @@ impl Ports {
         self.0.iter().any(|range| range.opens(protocol, port))
     }
 
+    /// True where these ports, read as a deny, close the port.
+    pub fn closes(&self, protocol: Protocols, port: u16) -> bool {
+        self.0.iter().any(|range| range.hit(protocol, port.into(), u32::from(u16::MAX)))
+    }
+
     /// True where these ports, read as a deny, close every port of `other`.
     pub fn covers(&self, other: &Self) -> bool {
         [Protocols::TCP, Protocols::UDP].into_iter().all(|protocol| {
@@ -96,7 +101,7 @@ impl fmt::Display for Ports {
 }
 
 fn normalised(ranges: impl IntoIterator<Item = PortRange>) -> Vec<PortRange> {
-    let ranges: Vec<PortRange> = ranges.into_iter().map(without_port_zero).collect();
+    let ranges: Vec<PortRange> = ranges.into_iter().collect();
     let of = |protocol| {
         let mut list = merged(ranges.iter().copied().filter(|range| !names_service(*range)), protocol);
         let named = ranges.iter().filter(|range| names_service(**range) && range.protocols.contains(protocol));
@@ -124,11 +129,6 @@ fn names_service(range: PortRange) -> bool {
     range.first == range.last && is_name_service(range.first)
 }
 
-/// `1-65535` is every port that can be written, so it is `*`.
-fn without_port_zero(range: PortRange) -> PortRange {
-    if range.first <= 1 && range.last == u16::MAX { PortRange { first: 0, ..range } } else { range }
-}
-
 /// The intervals of one protocol, sorted, touching ones joined.
 fn merged(ranges: impl Iterator<Item = PortRange>, protocol: Protocols) -> Vec<(u16, u16)> {
     let mut list: Vec<(u16, u16)> =
@@ -140,6 +140,10 @@ fn merged(ranges: impl Iterator<Item = PortRange>, protocol: Protocols) -> Vec<(
             Some((_, high)) if u32::from(first) <= u32::from(*high) + 1 => *high = last.max(*high),
             _ => out.push((first, last)),
         }
+    }
+    // 1-65535 is every port that can be written, so it is the same as *.
+    if let [(first @ 1, u16::MAX)] = out.as_mut_slice() {
+        *first = 0;
     }
     out
 }

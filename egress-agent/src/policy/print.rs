@@ -1,6 +1,6 @@
 //! [`Policy`] -> canonical TOML.
 
-use super::{AddressRule, Answers, Local, NameRule, Policy};
+use super::{AddressRule, Answers, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use std::net::SocketAddr;
@@ -117,4 +117,45 @@ fn addresses(rules: &[AddressRule]) -> Vec<&str> {
 
 fn names(rules: &[NameRule]) -> Vec<&str> {
     rules.iter().map(|rule| rule.text.as_str()).collect()
+}
+
+impl Mode {
+    /// As written in a file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+impl Icmp {
+    /// As written in a file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Echo => "echo",
+        }
+    }
+}
+
+impl Established {
+    /// As written in a file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+impl PreResolve {
+    /// As written in a file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Warn => "warn",
+            Self::Require => "require",
+        }
+    }
 }

@@ -96,9 +96,8 @@ pub(super) fn start(
     };
     // A child that reported ends by itself; of one that cannot be read nothing is known.
     let killed = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    tracing::debug!(%pid, ?killed, ?failure, "command not started");
     let reaped = nix::sys::wait::waitpid(pid, None);
-    tracing::debug!(%pid, ?reaped, "child reaped");
+    tracing::debug!(%pid, ?failure, ?killed, ?reaped, "command not started");
     Err(failure)
 }
 
@@ -113,7 +112,7 @@ unsafe fn clone_into(cgroup: RawFd) -> nix::Result<Option<(Pid, OwnedFd)>> {
     arguments.flags = CLONE_INTO_CGROUP | libc::CLONE_PIDFD as u64;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.cgroup = cgroup as u64;
+    arguments.cgroup = i64::from(cgroup).cast_unsigned();
     // SAFETY: the pointer and the size describe a local that outlives the call; without CLONE_VM and a new stack the child
     // goes on with a copy of this one.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
@@ -145,6 +144,41 @@ unsafe fn newborn(pid: c_long, pidfd: *const c_int) -> nix::Result<Option<(Pid, 
         // A pid is a positive c_int (PID_MAX_LIMIT is 2^22).
         _ => Ok(Some((Pid::from_raw(pid as c_int), unsafe { OwnedFd::from_raw_fd(pidfd.read()) }))),
     }
+}
+
+/// A change of state of a child.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Status {
+    /// It exited, with this code.
+    Exited(u8),
+    /// The signal with this number ended it.
+    Killed(u8),
+    /// A signal stopped it.
+    Stopped,
+    /// SIGCONT continued it.
+    Continued,
+}
+
+/// The next change of state, without waiting. nix's waitpid knows no real-time signals: it consumes the status of a child
+/// that died of one, and reports an error.
+pub(super) fn status_of(pid: Pid) -> nix::Result<Option<Status>> {
+    let mut status: c_int = 0;
+    // SAFETY: the pointer leads to a local that outlives the call.
+    let found =
+        unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED) };
+    Ok((Errno::result(found)? != 0).then(|| {
+        if libc::WIFEXITED(status) {
+            // The low byte of what was given to exit.
+            Status::Exited(libc::WEXITSTATUS(status).cast_unsigned() as u8)
+        } else if libc::WIFSIGNALED(status) {
+            // Signal numbers are below 65.
+            Status::Killed(libc::WTERMSIG(status).cast_unsigned() as u8)
+        } else if libc::WIFSTOPPED(status) {
+            Status::Stopped
+        } else {
+            Status::Continued
+        }
+    }))
 }
 
 /// A step of the child that failed.
@@ -191,7 +225,7 @@ fn become_command(plan: &mut Plan, entrance: RawFd, report: RawFd) -> ! {
 /// cgroup before the namespace, descriptors before anything of CMD's choosing can run.
 fn confine(plan: &Plan, entrance: RawFd, report: RawFd) -> Result<(), Failure> {
     // No process of the same user may attach to this copy of egressd's memory. Exec sets it anew.
-    integers(Step::Clone, libc::SYS_prctl, [libc::PR_SET_DUMPABLE as c_long, 0, 0, 0, 0])?;
+    integers(Step::Clone, libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 0, 0, 0, 0])?;
     if entrance >= 0 {
         // SAFETY: one byte of static memory. "0" is whoever writes; nothing was opened that would stay behind.
         check(Step::Cgroup, unsafe { libc::syscall(libc::SYS_write, entrance, b"0".as_ptr(), 1_usize) })?;
@@ -343,10 +377,10 @@ fn reset_signals() -> Result<(), Failure> {
 
 /// A system call whose arguments are all numbers. Only for calls that read and write no memory of this process.
 fn integers(step: Step, number: c_long, arguments: [c_long; 5]) -> Result<c_long, Failure> {
-    let [a, b, c, d, e] = arguments;
+    let [first, second, third, fourth, fifth] = arguments;
     // SAFETY: every caller in this file names prctl (with options that take numbers), setns, fcntl, close_range, setresgid
     // or setresuid; none takes a pointer.
-    check(step, unsafe { libc::syscall(number, a, b, c, d, e) })
+    check(step, unsafe { libc::syscall(number, first, second, third, fourth, fifth) })
 }
 
 fn check(step: Step, returned: c_long) -> Result<c_long, Failure> {

@@ -21,7 +21,7 @@ pub enum RunError {
     #[error("stopped by signal {signal} before the command was started")]
     Interrupted {
         /// Its number.
-        signal: i32,
+        signal: u8,
     },
     /// `run` without a command.
     #[error("no command; say what to run: egressd run … -- CMD [ARG…]")]
@@ -109,7 +109,7 @@ impl RunError {
             Self::NotFound(_) => 127,
             Self::NotExecutable { .. } => 126,
             // Signal numbers are below 65.
-            Self::Interrupted { signal } => 128 + *signal as u8,
+            Self::Interrupted { signal } => 128 + signal,
             _ => 125,
         }
     }
@@ -240,7 +240,7 @@ mod tests {
         let io = || io::Error::from_raw_os_error(libc::EACCES);
         assert_eq!(RunError::NotFound("x".into()).exit_code(), 127);
         assert_eq!(RunError::NotExecutable { command: "x".into(), source: io() }.exit_code(), 126);
-        assert_eq!(RunError::Interrupted { signal: libc::SIGTERM }.exit_code(), 143);
+        assert_eq!(RunError::Interrupted { signal: 15 }.exit_code(), 143);
         assert_eq!(RunError::Child { step: Step::Uid, source: io() }.exit_code(), 125);
         assert_eq!(RunError::NoCommand.exit_code(), 125);
         assert_eq!(RunError::Cgroup(CgroupError::NoMount).exit_code(), 125);

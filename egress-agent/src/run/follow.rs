@@ -2,16 +2,14 @@
 
 use super::{
     RunError,
+    child::{Status, status_of},
     signals::{Arrival, Signals, must_forward},
 };
 use crate::cgroup::{Cgroup, poll_until};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{Signal, kill, raise},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
+    sys::signal::{Signal, kill, raise},
     unistd::{Pid, getpgrp, getsid},
 };
 use std::{
@@ -42,7 +40,7 @@ pub enum Exit {
     /// It exited, with this code.
     Code(u8),
     /// A signal, with this number, ended it.
-    Signal(i32),
+    Signal(u8),
     /// It ran into [`Limits::timeout`], whatever it exited with then.
     TimedOut,
 }
@@ -53,7 +51,7 @@ impl Exit {
         match self {
             Self::Code(code) => code,
             // Signal numbers are below 65.
-            Self::Signal(signal) => 128 + signal as u8,
+            Self::Signal(signal) => 128 + signal,
             Self::TimedOut => 124,
         }
     }
@@ -85,8 +83,7 @@ impl<'cgroup> Child<'cgroup> {
 
     /// Process id of CMD.
     pub fn pid(&self) -> u32 {
-        // Positive by construction.
-        self.pid.as_raw() as u32
+        self.pid.as_raw().cast_unsigned()
     }
 
     /// Follows CMD to its end: forwards signals, keeps time, and stops and continues with it under a shell's job control.
@@ -130,30 +127,17 @@ impl<'cgroup> Child<'cgroup> {
 
     /// Takes up every change of state that the kernel has to tell.
     fn reap(&mut self) -> Result<(), RunError> {
-        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
         while self.exit.is_none() {
-            match waitpid(self.pid, Some(flags)) {
-                // An exit code is the low byte of what was given to exit.
-                Ok(WaitStatus::Exited(_, code)) => self.exit = Some(Exit::Code(code as u8)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => self.exit = Some(Exit::Signal(signal as i32)),
-                Ok(WaitStatus::Stopped(..)) => {
+            match status_of(self.pid).map_err(RunError::syscall("waitpid"))? {
+                None => break,
+                Some(Status::Exited(code)) => self.exit = Some(Exit::Code(code)),
+                Some(Status::Killed(signal)) => self.exit = Some(Exit::Signal(signal)),
+                Some(Status::Continued) => self.stopped = false,
+                Some(Status::Stopped) => {
                     self.stopped = true;
-                    self.stop_with_it()?;
+                    stop_with_it()?;
                 }
-                Ok(WaitStatus::Continued(_)) => self.stopped = false,
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(RunError::syscall("waitpid")(errno)),
             }
-        }
-        Ok(())
-    }
-
-    /// Lets the shell see the job as stopped, once CMD is. Without a shell that does job control nobody would continue
-    /// `run`, so it only waits then.
-    fn stop_with_it(&self) -> Result<(), RunError> {
-        if under_job_control() {
-            raise(Signal::SIGSTOP).map_err(RunError::syscall("raise"))?;
         }
         Ok(())
     }
@@ -226,6 +210,12 @@ impl Drop for Child<'_> {
     }
 }
 
+/// Stops this process, so that the shell sees the job as stopped once CMD is. Without a shell that does job control nobody
+/// would continue it, so it only waits then.
+fn stop_with_it() -> Result<(), RunError> {
+    if under_job_control() { raise(Signal::SIGSTOP).map_err(RunError::syscall("raise")) } else { Ok(()) }
+}
+
 /// True where a shell with job control started this: there is a terminal, and the shell gave us a process group other than
 /// its own.
 fn under_job_control() -> bool {
@@ -242,7 +232,7 @@ mod tests {
         for code in 0..=255 {
             assert_eq!(Exit::Code(code).code(), code);
         }
-        for (signal, code) in [(libc::SIGINT, 130), (libc::SIGKILL, 137), (libc::SIGSEGV, 139), (libc::SIGTERM, 143)] {
+        for (signal, code) in [(2, 130), (9, 137), (11, 139), (15, 143), (34, 162)] {
             assert_eq!(Exit::Signal(signal).code(), code);
         }
         assert_eq!(Exit::TimedOut.code(), 124);

@@ -81,7 +81,7 @@ impl Signals {
     pub fn check_before_start(&self) -> Result<(), RunError> {
         while let Some(arrival) = self.read()? {
             if ENDING.contains(&arrival.signal) {
-                return Err(RunError::Interrupted { signal: arrival.signal as i32 });
+                return Err(RunError::Interrupted { signal: arrival.signal as u8 });
             }
         }
         Ok(())
@@ -91,7 +91,7 @@ impl Signals {
     pub(super) fn read(&self) -> Result<Option<Arrival>, RunError> {
         let read = self.fd.read_signal().map_err(RunError::syscall("read of signalfd"))?;
         Ok(read.and_then(|read| {
-            let signal = Signal::try_from(read.ssi_signo as i32).ok()?;
+            let signal = Signal::try_from(read.ssi_signo.cast_signed()).ok()?;
             Some(Arrival { signal, code: read.ssi_code, sender: read.ssi_pid })
         }))
     }

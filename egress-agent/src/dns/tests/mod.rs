@@ -1,5 +1,11 @@
 //! The whole path over loopback sockets: a client, a server, scripted upstreams.
 
-mod lab;
+mod chains;
+mod fuzz;
+pub(super) mod lab;
+mod observing;
+mod reload;
+pub(super) mod scripted;
 mod serving;
+mod streams;
 mod trust;

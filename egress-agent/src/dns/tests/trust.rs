@@ -1,1 +1,264 @@
 //! Upstreams that are slow, wrong, forged or dead.
+
+use super::{
+    lab::{DEADLINE, Lab, addresses, allow, config, ede, hasty, ips},
+    scripted::{Upstream, address, whole},
+};
+use crate::dns::{DnsEvent, UpstreamError};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use std::{
+    collections::HashSet,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+const NAME: &str = "api.example.test";
+
+fn good(asked: &super::scripted::Asked) -> Vec<u8> {
+    asked.reply(vec![address(NAME, 60, "198.51.100.7")]).to_vec().unwrap()
+}
+
+fn forged(asked: &super::scripted::Asked) -> Vec<u8> {
+    asked.reply(vec![address(NAME, 60, "203.0.113.66")]).to_vec().unwrap()
+}
+
+fn answers_well(lab: &Lab) {
+    assert_eq!(addresses(&lab.ask_a(NAME)), ips(&["198.51.100.7"]));
+    assert!(lab.records.permits().iter().all(|permit| permit.addresses == ips(&["198.51.100.7"])));
+}
+
+fn fails(lab: &Lab) -> u16 {
+    let answer = lab.ask_a(NAME);
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    assert!(answer.answers.is_empty() && lab.records.permits().is_empty());
+    ede(&answer).unwrap().0
+}
+
+fn failure(lab: &Lab) -> UpstreamError {
+    lab.records.event(|event| match event {
+        DnsEvent::UpstreamFailed { error, .. } => Some(*error),
+        _ => None,
+    })
+}
+
+#[test]
+fn f01_replies_that_do_not_match_are_ignored() {
+    let upstream = Upstream::start(|asked| {
+        let other_id = {
+            let mut reply = forged(asked);
+            reply[0] ^= 1;
+            reply
+        };
+        let other_name = {
+            let mut reply = forged(asked);
+            reply[13] = b'x';
+            reply
+        };
+        let other_type = {
+            let mut reply = forged(asked);
+            reply[12 + NAME.len() + 3] = 28;
+            reply
+        };
+        let a_query = {
+            let mut reply = forged(asked);
+            reply[2] &= 0x7f;
+            reply
+        };
+        // From another port of the same host.
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().send_to(&forged(asked), asked.from).unwrap();
+        vec![other_id, other_name, other_type, a_query, good(asked)]
+    });
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    answers_well(&lab);
+    assert!(upstream.asked().iter().all(|asked| !asked.tcp));
+}
+
+#[test]
+fn f02_many_forgeries_move_the_exchange_to_tcp() {
+    let upstream = Upstream::start(|asked| {
+        if asked.tcp {
+            return vec![good(asked)];
+        }
+        (0..200_u8)
+            .map(|guess| {
+                let mut reply = forged(asked);
+                reply[0] ^= guess | 1;
+                reply
+            })
+            .collect()
+    });
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    answers_well(&lab);
+    assert!(upstream.asked().iter().any(|asked| asked.tcp));
+}
+
+#[test]
+fn f01_a_name_in_another_case_counts_only_over_tcp() {
+    let upstream = Upstream::start(|asked| {
+        let mut reply = if asked.tcp || asked.bytes[12..].starts_with(b"\x03api\x07example\x04test") {
+            good(asked)
+        } else {
+            forged(asked)
+        };
+        reply[12..12 + NAME.len() + 2].make_ascii_lowercase();
+        vec![reply]
+    });
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    answers_well(&lab);
+    assert!(upstream.asked().iter().any(|asked| asked.tcp), "one that folds case is asked over TCP first");
+    let before = upstream.asked().len();
+    answers_well(&lab);
+    let after = upstream.asked();
+    assert!(after.len() == before + 1 && !after[before].tcp, "then it is asked in lower case");
+}
+
+#[test]
+fn f03_truncated_and_no_tcp_means_the_next_upstream() {
+    let truncated = |asked: &super::scripted::Asked| {
+        let mut reply = asked.reply(vec![address(NAME, 60, "203.0.113.66")]);
+        reply.metadata.truncation = true;
+        whole(&reply)
+    };
+    let first = Upstream::without_tcp(truncated);
+    let second = Upstream::start(|asked| vec![good(asked)]);
+    answers_well(&Lab::start(allow(&[NAME]), &[&first, &second]));
+    let lab = Lab::start(allow(&[NAME]), &[&first]);
+    assert_eq!(fails(&lab), 23);
+    assert_eq!(failure(&lab), UpstreamError::Network(std::io::ErrorKind::ConnectionRefused));
+}
+
+#[test]
+fn f16_truncated_or_too_large_is_asked_again_over_tcp() {
+    for large in [false, true] {
+        let upstream = Upstream::start(move |asked| {
+            let mut reply = asked.reply(vec![address(NAME, 60, "198.51.100.7")]);
+            if !asked.tcp && large {
+                reply.answers = (0..120).map(|host| address(NAME, 60, &format!("203.0.113.{host}"))).collect();
+            } else if !asked.tcp {
+                reply.metadata.truncation = true;
+            }
+            whole(&reply)
+        });
+        answers_well(&Lab::start(allow(&[NAME]), &[&upstream]));
+    }
+}
+
+#[test]
+fn f04_an_error_from_one_upstream_is_not_the_last_word() {
+    for code in [ResponseCode::ServFail, ResponseCode::Refused] {
+        let first = Upstream::start(move |asked| whole(&asked.code(code)));
+        let second = Upstream::start(|asked| vec![good(asked)]);
+        answers_well(&Lab::start(allow(&[NAME]), &[&first, &second]));
+        let lab = Lab::start(allow(&[NAME]), &[&first]);
+        assert_eq!(fails(&lab), 22);
+        assert_eq!(failure(&lab), UpstreamError::Rcode(u16::from(code) as u8));
+    }
+}
+
+#[test]
+fn f04_nxdomain_is_final_and_keeps_its_time() {
+    let first = Upstream::start(|asked| whole(&asked.code(ResponseCode::NXDomain)));
+    let second = Upstream::start(|asked| vec![forged(asked)]);
+    let lab = Lab::start(allow(&[NAME]), &[&first, &second]);
+    let answer = lab.ask_a(NAME);
+    assert_eq!((answer.metadata.response_code, answer.authorities[0].ttl), (ResponseCode::NXDomain, 5));
+    assert_eq!(ede(&answer), None, "not a denial");
+    assert!(second.asked().is_empty());
+}
+
+#[test]
+fn f04_one_that_cannot_read_opt_is_asked_without() {
+    for header_only in [false, true] {
+        let upstream = Upstream::start(move |asked| {
+            if asked.message.edns.is_none() {
+                return vec![good(asked)];
+            }
+            let mut reply = asked.code(ResponseCode::FormErr);
+            reply.edns = None;
+            if header_only {
+                reply.queries.clear();
+            }
+            whole(&reply)
+        });
+        let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+        answers_well(&lab);
+        assert_eq!(upstream.asked().len(), 2);
+    }
+}
+
+#[test]
+fn a_silent_upstream_is_raced_then_left_for_the_one_that_answers() {
+    let silent = Upstream::start(|_| Vec::new());
+    let second = Upstream::start(|asked| vec![good(asked)]);
+    let lab = Lab::scheduled(config(allow(&[NAME]), &[silent.address, second.address]), hasty());
+    answers_well(&lab);
+    let asked = silent.asked().len();
+    answers_well(&lab);
+    assert_eq!(silent.asked().len(), asked, "the second must be asked first now");
+}
+
+#[test]
+fn silence_is_asked_again_from_new_ports_and_ends_in_servfail() {
+    let silent = Upstream::start(|_| Vec::new());
+    let lab = Lab::scheduled(config(allow(&[NAME]), &[silent.address]), hasty());
+    let start = Instant::now();
+    assert_eq!(fails(&lab), 22);
+    assert!(start.elapsed() >= Duration::from_millis(1400) && start.elapsed() < DEADLINE);
+    let asked = silent.asked();
+    let pairs: HashSet<_> = asked.iter().map(|asked| (asked.from, asked.message.metadata.id)).collect();
+    assert_eq!((asked.len(), pairs.len()), (3, 3));
+    assert_eq!(failure(&lab), UpstreamError::Timeout);
+}
+
+#[test]
+fn a_dead_upstream_fails_at_once() {
+    let dead: SocketAddr = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let lab = Lab::with(config(allow(&[NAME]), &[dead]));
+    let start = Instant::now();
+    assert_eq!(fails(&lab), 23);
+    assert!(start.elapsed() < DEADLINE / 2);
+}
+
+#[test]
+fn c07_aaaa_does_not_fail_beside_a_good_a() {
+    for code in [None, Some(ResponseCode::ServFail), Some(ResponseCode::NXDomain)] {
+        let upstream = Upstream::start(move |asked| match (asked.qtype(), code) {
+            (RecordType::A, _) => vec![good(asked)],
+            (_, None) => Vec::new(),
+            (_, Some(code)) => whole(&asked.code(code)),
+        });
+        let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+        answers_well(&lab);
+        let start = Instant::now();
+        let answer = lab.ask(NAME, RecordType::AAAA);
+        assert_eq!(
+            (answer.metadata.response_code, answer.answers.len(), answer.authorities.len()),
+            (ResponseCode::NoError, 0, 1),
+            "{code:?}"
+        );
+        assert!(start.elapsed() < DEADLINE / 2, "{code:?}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn c07_without_an_a_the_failure_is_told() {
+    let upstream = Upstream::start(|asked| whole(&asked.code(ResponseCode::ServFail)));
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    fails(&lab);
+    assert_eq!(lab.ask(NAME, RecordType::AAAA).metadata.response_code, ResponseCode::ServFail);
+}
+
+#[test]
+fn f05_ports_and_ids_do_not_repeat() {
+    let upstream = Upstream::start(|asked| vec![good(asked)]);
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    for _ in 0..1000 {
+        lab.ask_a(NAME);
+    }
+    let asked = upstream.asked();
+    let pairs: HashSet<_> = asked.iter().map(|asked| (asked.from.port(), asked.message.metadata.id)).collect();
+    let ports: HashSet<_> = asked.iter().map(|asked| asked.from.port()).collect();
+    let cases: HashSet<_> = asked.iter().map(|asked| asked.bytes[12..30].to_vec()).collect();
+    assert!(asked.len() >= 1000 && pairs.len() >= asked.len() - 1, "{} of {}", pairs.len(), asked.len());
+    assert!(ports.len() > 900 && cases.len() > 900, "{} ports, {} cases", ports.len(), cases.len());
+}

@@ -1,0 +1,169 @@
+//! `egressd run`: the order in which nothing can leave before it is judged.
+
+use super::{run_flags::Run, summary_file, term};
+use anyhow::{Context as _, Result};
+use egress_agent::{
+    cgroup::{Cgroup, CgroupMount},
+    observe::{Summary, hosts::Hosts},
+    policy::Policy,
+    run::{
+        Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Signals, Variable,
+        environment, identity, level, parse_variable, spawn,
+    },
+    sandbox::{Directories, Released, Sandbox},
+};
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::Write as _,
+    path::PathBuf,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// Beginning of the names of the cgroups that `run` makes.
+const CGROUP_PREFIX: &str = "egressd";
+
+/// What the flags came to, before anything was made.
+struct Plan {
+    signals: Signals,
+    policy: Policy,
+    identity: Identity,
+    cap_names: Vec<String>,
+    fds: KeptFds,
+    env: Vec<Variable>,
+    argv: Vec<OsString>,
+    netns: Option<PathBuf>,
+    wait_proxy: Option<Duration>,
+    limits: Limits,
+    report: Option<File>,
+}
+
+/// Validate, make the cgroup, attach (closed from here on, DNS answered), wait for proxies, start CMD, follow it, end what it
+/// left, tell what was denied, detach.
+pub(super) fn run(run: Run, directories: &Directories) -> Result<u8> {
+    // Before any thread is started, and before anything is opened.
+    let signals = Signals::take()?;
+    let fds = KeptFds::check(&run.flags.keep_fd)?;
+    let parent = run.flags.cgroup.clone();
+    let plan = plan(run, signals, fds)?;
+
+    let mount = CgroupMount::find()?;
+    let parent = parent.map_or_else(|| Cgroup::own(&mount), |path| Cgroup::open(&mount, &path))?;
+    let cgroup = Cgroup::create_child(&parent, CGROUP_PREFIX)?;
+    let outcome = confined(plan, &cgroup, directories);
+    // Somebody who survived SIGKILL holds it, and stays under enforcement.
+    if let Err(error) = cgroup.remove() {
+        tracing::warn!(%error, "the cgroup stays");
+    }
+    outcome
+}
+
+fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
+    let flags = run.flags;
+    flags.refuse_later()?;
+    let policy = run.policy.load()?;
+    let caller = Caller::current(|name| std::env::var_os(name))?;
+    let identity = identity(&caller, flags.user.as_deref(), &HostAccounts)?;
+    // Whether there is a device is known after attach; that the names make sense, now.
+    KeptCaps::parse(&flags.keep_cap, true)?;
+    let added = flags.env.iter().map(|variable| parse_variable(variable)).collect::<Result<Vec<_>, _>>()?;
+    let report = flags.summary.as_deref().map(|path| summary_file::create(path, &identity)).transpose()?;
+    Ok(Plan {
+        signals,
+        policy,
+        env: environment(std::env::vars_os(), &identity, &added),
+        identity,
+        cap_names: flags.keep_cap,
+        fds,
+        argv: run.command,
+        netns: flags.netns,
+        wait_proxy: flags.wait_proxy,
+        limits: Limits { timeout: flags.timeout, kill_after: flags.kill_after },
+        report,
+    })
+}
+
+/// Everything between the making of the cgroup and its removal. Dropping the sandbox on the way out of a failure detaches it:
+/// CMD was not started then.
+fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8> {
+    let mut builder = Sandbox::builder(plan.policy).cgroup(cgroup.path()).dirs(directories.clone());
+    if let Some(netns) = plan.netns {
+        builder = builder.netns(netns);
+    }
+    let sandbox = builder.attach()?;
+    let denials = collect(&sandbox);
+    if let Some(limit) = plan.wait_proxy {
+        sandbox.await_proxies(limit)?;
+    }
+    let device = sandbox.device().is_some();
+    let keep_caps = KeptCaps::parse(&plan.cap_names, device)?;
+    let delegated = cgroup.delegated_to(plan.identity.uid, &plan.identity.groups)?;
+    let footing = Footing { identity: &plan.identity, caps: keep_caps, device, delegated: delegated.as_ref() };
+    term::say(&level(footing).to_string());
+    let command = Command {
+        argv: plan.argv,
+        env: plan.env,
+        identity: plan.identity,
+        keep_caps,
+        keep_fds: plan.fds,
+        netns: sandbox.netns()?,
+        cwd: None,
+    };
+    plan.signals.check_before_start()?;
+    let exit = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
+    tell(denials, plan.report);
+    Ok(exit.code())
+}
+
+/// From CMD's start to the end of enforcement. Once CMD has run, its exit code is what counts; what goes wrong afterwards is said.
+fn follow(command: &Command, cgroup: &Cgroup, signals: &Signals, limits: Limits, sandbox: Sandbox) -> Result<Exit> {
+    let mut child = spawn(command, cgroup)?;
+    let waited = child.wait(signals, limits);
+    if let Err(error) = child.end() {
+        term::say(&super::exit::message(&error.into()));
+    }
+    // Where somebody is left, the end must not open anything: the release leaves a populated cgroup closed.
+    match sandbox.release() {
+        Ok(Released::Detached) => {}
+        Ok(Released::Enforced) => {
+            term::say(&format!("{} has processes and stays closed; egressd detach opens it", cgroup.path().display()));
+        }
+        Err(error) => term::say(&super::exit::message(&error.into())),
+    }
+    Ok(waited?)
+}
+
+/// Adds up denials until the sandbox is gone.
+fn collect(sandbox: &Sandbox) -> JoinHandle<Summary> {
+    // Unreadable is as good as empty: the file only explains.
+    let hosts = Hosts::parse(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+    let events = sandbox.events();
+    thread::spawn(move || {
+        let mut summary = Summary::new(hosts);
+        for event in events {
+            summary.add(&event);
+        }
+        summary
+    })
+}
+
+/// Says what was denied, on stderr and in the report.
+fn tell(denials: JoinHandle<Summary>, report: Option<File>) {
+    let Ok(summary) = denials.join() else {
+        term::say("the denials were not counted, because their thread failed");
+        return;
+    };
+    for line in summary.lines() {
+        term::raw_say(&line);
+    }
+    if let Some(mut file) = report {
+        let written = summary
+            .to_json_line()
+            .context("cannot make JSON")
+            .and_then(|json| writeln!(file, "{json}").context("cannot write the file"));
+        if let Err(error) = written {
+            term::say(&format!("--summary: {}", super::exit::message(&error)));
+        }
+    }
+}

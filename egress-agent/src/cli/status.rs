@@ -1,0 +1,146 @@
+//! `egressd status`: what is in force now, as the kernel has it.
+
+use super::{exit::Exit, term};
+use anyhow::Result;
+use clap::Args;
+use egress_agent::{
+    observe::{escape, event::SCHEMA},
+    sandbox::{self, Directories, Reached},
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// List sandboxes with level, hooks, policy and counters
+///
+/// With --cgroup it exits 0 only where a policy is in force on that cgroup.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: egressd status --json")]
+pub(super) struct Status {
+    /// Only the sandbox on this cgroup, e.g. --cgroup /ci.slice/job-1
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    sandboxes: &'a [sandbox::Status],
+}
+
+impl Status {
+    pub(super) fn act(self, directories: &Directories) -> Result<u8> {
+        let mut found = sandbox::list(directories)?;
+        if let Some(asked) = &self.cgroup {
+            let asked = name_of(asked);
+            found.retain(|status| status.cgroup.as_deref().is_some_and(|cgroup| asked.as_os_str() == cgroup));
+        }
+        if self.json {
+            term::out(&to_json(&found)?)?;
+        } else {
+            table(&found).print()?;
+        }
+        // Whoever names a cgroup wants to know of that one: none there is as bad as one without hooks.
+        let lost = found.iter().any(|status| !status.in_force) || (self.cgroup.is_some() && found.is_empty());
+        if let (Some(cgroup), true) = (&self.cgroup, found.is_empty()) {
+            term::say(&format!("no policy is in force on {}", cgroup.display()));
+        }
+        Ok(if lost { Exit::Lost } else { Exit::Done }.into())
+    }
+}
+
+/// The name of a cgroup that was typed as a directory or as a name; a removed one keeps what was typed.
+fn name_of(path: &std::path::Path) -> PathBuf {
+    use egress_agent::cgroup::{Cgroup, CgroupMount};
+    let opened = CgroupMount::find().and_then(|mount| Cgroup::open(&mount, path));
+    opened.map_or_else(|_| path.to_owned(), |cgroup| cgroup.name().to_owned())
+}
+
+fn to_json(sandboxes: &[sandbox::Status]) -> serde_json::Result<String> {
+    escape::json_line(&Report { schema: SCHEMA, sandboxes })
+}
+
+fn table(sandboxes: &[sandbox::Status]) -> term::Table {
+    let mut table =
+        term::Table::new(&["SANDBOX", "POLICY", "MODE", "LEVEL", "IN FORCE", "GENERATION", "DENIED", "DNS", "CGROUP"]);
+    for status in sandboxes {
+        let attached = status.hooks.iter().filter(|hook| hook.attached).count();
+        let in_force =
+            if status.in_force { "yes".to_owned() } else { format!("NO ({attached}/{} hooks)", status.hooks.len()) };
+        let dns = status.agent_pid.map_or_else(|| "nobody".to_owned(), |pid| format!("pid {pid}"));
+        table.row(
+            [
+                status.sandbox.as_str(),
+                status.policy.as_deref().unwrap_or("-"),
+                status.mode.as_str(),
+                status.level.text.as_str(),
+                in_force.as_str(),
+                status.generation.to_string().as_str(),
+                status.counters.denied_total().to_string().as_str(),
+                dns.as_str(),
+                status.cgroup.as_deref().or(status.device.as_deref()).unwrap_or("-"),
+            ]
+            .map(escape::text),
+        );
+    }
+    table
+}
+
+/// What is promised and what would take it to promise more, in one line.
+pub(super) fn level_line(reached: &Reached) -> String {
+    if reached.missing.is_empty() {
+        format!("level {}", reached.text)
+    } else {
+        format!("level {}; missing for the next: {}", reached.text, reached.missing.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egress_agent::{
+        observe::counters::Totals,
+        sandbox::{HookStatus, Level, MapUse},
+    };
+
+    fn status() -> sandbox::Status {
+        sandbox::Status {
+            sandbox: "egressd-1-0".into(),
+            policy: Some("ci-build".into()),
+            mode: "enforce".into(),
+            cgroup: Some("/ci/egressd-1-0".into()),
+            device: None,
+            in_force: true,
+            generation: 2,
+            level: Reached { level: Some(Level::L1), text: "L1".into(), missing: vec!["a network namespace".into()] },
+            agent_pid: Some(77),
+            hooks: vec![HookStatus { hook: "connect4".into(), attached: true }],
+            maps: vec![MapUse { map: "PERMITS".into(), entries: 3, capacity: 65536 }],
+            counters: Totals { allowed_packets: 10, allowed_bytes: 900, ..Totals::default() },
+        }
+    }
+
+    #[test]
+    fn the_json_form_is_this() {
+        assert_eq!(
+            to_json(&[status()]).unwrap(),
+            concat!(
+                r#"{"schema":1,"sandboxes":[{"sandbox":"egressd-1-0","policy":"ci-build","mode":"enforce","cgroup":"/ci/egressd-1-0","#,
+                r#""device":null,"in_force":true,"generation":2,"level":{"level":"L1","text":"L1","missing":["a network namespace"]},"#,
+                r#""agent_pid":77,"hooks":[{"hook":"connect4","attached":true}],"#,
+                r#""maps":[{"map":"PERMITS","entries":3,"capacity":65536}],"#,
+                r#""counters":{"allowed_packets":10,"allowed_bytes":900,"denied":{},"events_lost":0}}]}"#,
+            )
+        );
+        assert_eq!(to_json(&[]).unwrap(), r#"{"schema":1,"sandboxes":[]}"#);
+    }
+
+    #[test]
+    fn the_level_line_says_what_is_missing() {
+        assert_eq!(level_line(&status().level), "level L1; missing for the next: a network namespace");
+        let full = Reached { missing: Vec::new(), ..status().level };
+        assert_eq!(level_line(&full), "level L1");
+    }
+}

@@ -1,0 +1,109 @@
+//! Rule references: who gets which index, and a tag that nobody had before.
+
+use egress_common::{destination::PortRange, permit::RuleRef};
+use std::collections::{HashMap, HashSet, VecDeque};
+
+/// What a rule says and where it comes from. Equal content keeps its reference over any number of compilations.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct RuleKey {
+    pub(super) slot: u32,
+    pub(super) flags: u32,
+    pub(super) ranges: Vec<PortRange>,
+    /// Keys and texts of the lines, sorted.
+    pub(super) lines: Vec<String>,
+}
+
+/// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force, and keep
+/// the clone then.
+#[derive(Clone, Debug)]
+pub struct RuleIds {
+    capacity: u32,
+    /// Indices from here on were never used.
+    unused: u32,
+    next_tag: u32,
+    /// First freed, first used again: an index rests as long as possible.
+    free: VecDeque<u32>,
+    live: HashMap<RuleKey, RuleRef>,
+}
+
+/// Not enough entries in the rule array, or no tags left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Exhausted {
+    pub(super) new: usize,
+    pub(super) free: usize,
+}
+
+impl RuleIds {
+    /// For an empty rule array of that many entries.
+    pub fn new(capacity: u32) -> Self {
+        Self { capacity, unused: 0, next_tag: 1, free: VecDeque::new(), live: HashMap::new() }
+    }
+
+    /// For a rule array that somebody else filled: `taken` entries stay untouched, and tags start at `next_tag`, which must be
+    /// above every tag that was ever used ([`RuleIds::next_tag`] of the one before).
+    pub fn resume(capacity: u32, taken: impl IntoIterator<Item = u32>, next_tag: u32) -> Self {
+        let taken: HashSet<u32> = taken.into_iter().collect();
+        let free = (0..capacity).filter(|index| !taken.contains(index)).collect();
+        Self { capacity, unused: capacity, next_tag: next_tag.max(1), free, live: HashMap::new() }
+    }
+
+    /// The next tag that will be given out.
+    pub fn next_tag(&self) -> u32 {
+        self.next_tag
+    }
+
+    /// Gives an entry back that [`RuleIds::resume`] was told of, once it is cleared.
+    pub fn give_back(&mut self, index: u32) {
+        let known = self.live.values().any(|rule| rule.index == index) || self.free.contains(&index);
+        if !known && index < self.unused {
+            self.free.push_back(index);
+        }
+    }
+
+    /// Frees every rule of a slot, once its entries are cleared.
+    pub fn release(&mut self, slot: u32) {
+        self.keep(slot, &HashSet::new());
+    }
+
+    /// The references of the slot's rules, in the order of `keys`. Rules that the slot had and that are not among them are
+    /// freed; their indices are not handed out by the same call, since their entries still stand.
+    pub(super) fn assign(&mut self, slot: u32, keys: &[RuleKey]) -> Result<Vec<RuleRef>, Exhausted> {
+        let wanted: HashSet<&RuleKey> = keys.iter().collect();
+        let new = wanted.iter().filter(|key| !self.live.contains_key(**key)).count();
+        let free = self.free.len() + self.capacity.saturating_sub(self.unused) as usize;
+        let tags = (u32::MAX - self.next_tag) as usize;
+        if new > free.min(tags) {
+            return Err(Exhausted { new, free: free.min(tags) });
+        }
+        let refs = keys.iter().map(|key| self.reference(key)).collect();
+        self.keep(slot, &wanted);
+        Ok(refs)
+    }
+
+    fn reference(&mut self, key: &RuleKey) -> RuleRef {
+        if let Some(&known) = self.live.get(key) {
+            return known;
+        }
+        let index = self.free.pop_front().unwrap_or(self.unused);
+        if index == self.unused {
+            self.unused += 1;
+        }
+        let rule = RuleRef { index, tag: self.next_tag };
+        self.next_tag += 1;
+        self.live.insert(key.clone(), rule);
+        rule
+    }
+
+    fn keep(&mut self, slot: u32, wanted: &HashSet<&RuleKey>) {
+        let mut gone = Vec::new();
+        self.live.retain(|key, rule| {
+            let keep = key.slot != slot || wanted.contains(key);
+            if !keep {
+                gone.push(rule.index);
+            }
+            keep
+        });
+        gone.sort_unstable();
+        self.free.extend(gone);
+    }
+}

@@ -1,1 +1,0 @@
-//! One sandbox: attach, update, events, detach.

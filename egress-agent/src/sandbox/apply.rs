@@ -1,0 +1,66 @@
+//! Changes of an image, written to the maps.
+
+use crate::{
+    compile::{Change, Image},
+    datapath::tables::{TableError, Tables},
+};
+use egress_common::{
+    addr::Addr,
+    permit::{Grant, NEVER_NS, NetworkKey, Permit, PermitKey, Rule, RuleRef},
+};
+
+/// Writes what the new image changes, in order. `nonce` is the sandbox's.
+pub(super) fn apply(changes: &[Change], new: &Image, nonce: u64, tables: &Tables) -> Result<(), TableError> {
+    changes.iter().try_for_each(|change| write(change, new, nonce, tables))
+}
+
+fn write(change: &Change, new: &Image, nonce: u64, tables: &Tables) -> Result<(), TableError> {
+    match change {
+        Change::SetRule(reference, rule) => tables.set_rule(reference.index, rule),
+        Change::ClearRule(reference) => clear_rule(*reference, tables),
+        Change::SetNetwork(prefix, network) => {
+            let key = NetworkKey { slot: new.slot, addr: prefix.addr() };
+            tables.set_network(key, prefix.length().into(), network)
+        }
+        Change::RemoveNetwork(prefix) => {
+            tables.remove_network(NetworkKey { slot: new.slot, addr: prefix.addr() }, prefix.length().into())
+        }
+        Change::SetPermit(addr, _) | Change::RemovePermit(addr) => rewrite(*addr, new, tables),
+        Change::Restamp => restamp(new, tables),
+        Change::SetSandbox(settings) => tables.set_sandbox(new.slot, settings.sandbox(nonce)),
+        Change::SetOwn(addr) => tables.set_own(new.slot, *addr),
+        Change::RemoveOwn(addr) => tables.remove_own(new.slot, *addr),
+    }
+}
+
+fn clear_rule(reference: RuleRef, tables: &Tables) -> Result<(), TableError> {
+    match tables.rule(reference)? {
+        Some(_) => tables.set_rule(reference.index, &Rule::EMPTY),
+        None => Ok(()),
+    }
+}
+
+/// The address's entry as the new image has it, with the grants that were learned.
+fn rewrite(addr: Addr, new: &Image, tables: &Tables) -> Result<(), TableError> {
+    let key = PermitKey { slot: new.slot, addr };
+    let before = tables.permit(&key)?;
+    match new.permit_with(addr, learned(before.as_ref())) {
+        Some(permit) => tables.set_permit(&key, &permit),
+        None => tables.remove_permit(&key),
+    }
+}
+
+fn restamp(new: &Image, tables: &Tables) -> Result<(), TableError> {
+    for (key, permit) in tables.permits(new.slot)? {
+        if learned(Some(&permit)).next().is_some() {
+            rewrite(key.addr, new, tables)?;
+        }
+    }
+    Ok(())
+}
+
+/// Grants that came from DNS.
+fn learned(permit: Option<&Permit>) -> impl Iterator<Item = Grant> {
+    let grants = permit.map(|permit| permit.grants).unwrap_or_default();
+    grants.into_iter().filter(|grant| !grant.rule.is_none() && grant.expires_ns != NEVER_NS)
+}

@@ -1,0 +1,201 @@
+//! What can go wrong, by stage. Each message names the object and the way out.
+
+use super::level::Level;
+use crate::{
+    cgroup::CgroupError,
+    compile::CompileError,
+    datapath::{
+        attach::AttachError, bpffs::PinError, detach::DetachError, device::DeviceError, listeners::ListenError,
+        load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError, tables::TableError,
+    },
+    dns::DnsError,
+    policy::PolicyError,
+};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// What can go wrong, by stage.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The policy's text.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The policy cannot be enforced whole.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// No cgroup was given.
+    #[error("no cgroup is given; name one: Sandbox::builder(policy).cgroup(…)")]
+    NoCgroup,
+    /// The network namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The sandbox's device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernel half.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A hook.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A link that cannot be taken off.
+    #[error(transparent)]
+    Detach(#[from] DetachError),
+    /// A map.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The bpffs.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The DNS listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The DNS half.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// A file of the state directory.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// read, write, make or remove.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A record in the state directory is of another build, or damaged.
+    #[error("{} is not a sandbox's record; `egressd detach --cgroup PATH` of the same version removes it", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No descriptor is left.
+    #[error("cannot duplicate a descriptor; is the limit on open files too low?")]
+    Descriptor(#[source] io::Error),
+    /// Sockets of the cgroup's processes.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A thread could not be started.
+    #[error("cannot start the thread {name}; is the limit on tasks too low?")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Sandboxes do not nest: the outer hooks would judge the inner redirect.
+    #[error("cgroup {} is {relation} the sandbox {name} ({}); sandboxes do not nest: detach that one, or name another cgroup", cgroup.display(), other.display())]
+    Nested {
+        /// The cgroup that was asked for.
+        cgroup: PathBuf,
+        /// above, below or the same as.
+        relation: &'static str,
+        /// The enforced one.
+        name: String,
+        /// Its cgroup.
+        other: PathBuf,
+    },
+    /// No sandbox has this cgroup.
+    #[error("no sandbox of {} is in force; `egressd status` lists those that are", cgroup.display())]
+    NotAttached {
+        /// The cgroup that was asked for.
+        cgroup: PathBuf,
+    },
+    /// There is more than one sandbox to choose from, or none.
+    #[error("{count} sandboxes are in force; name one: --cgroup PATH")]
+    Ambiguous {
+        /// How many.
+        count: usize,
+    },
+    /// Less can be promised than was asked for.
+    #[error("{wanted} was required, {reached} is what this sandbox reaches: {missing}")]
+    Require {
+        /// What was asked for.
+        wanted: Level,
+        /// What there is, in words.
+        reached: String,
+        /// What is missing.
+        missing: String,
+    },
+    /// Sockets in the cgroup belong to another cgroup, and no hook of ours sees them.
+    #[error("{count} sockets of processes in {} were made elsewhere and pass unjudged (first: {first}); restart those processes inside the cgroup", cgroup.display())]
+    ForeignSockets {
+        /// The cgroup.
+        cgroup: PathBuf,
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: String,
+    },
+    /// A pin would not outlive this mount namespace.
+    #[error("this mount namespace is not PID 1's, and pins made here would die with it; enter the network namespace with --netns instead of `ip netns exec`")]
+    TransientMounts,
+    /// A proxy of the policy takes no connection.
+    #[error("proxy {proxy} took no connection within {}; start it, or wait longer: --wait-proxy 60s", humantime::format_duration(*waited))]
+    Proxy {
+        /// The proxy.
+        proxy: SocketAddr,
+        /// How long was waited.
+        waited: Duration,
+        /// The last attempt.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Exit code of every verb but `run`: 2 usage or policy, 3 this host cannot, 4 permission, 5 enforcement lost.
+    pub fn exit_code(&self) -> u8 {
+        if self.is_permission() {
+            return 4;
+        }
+        match self {
+            Self::Policy(_)
+            | Self::Compile(_)
+            | Self::Cgroup(_)
+            | Self::NoCgroup
+            | Self::Nested { .. }
+            | Self::NotAttached { .. }
+            | Self::Ambiguous { .. } => 2,
+            _ => 3,
+        }
+    }
+
+    /// True where the kernel said that the caller may not.
+    pub fn is_permission(&self) -> bool {
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(current) = error {
+            let denied = match (current.downcast_ref::<io::Error>(), current.downcast_ref::<nix::errno::Errno>()) {
+                (Some(io), _) => matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES)),
+                (_, Some(errno)) => matches!(errno, nix::errno::Errno::EPERM | nix::errno::Errno::EACCES),
+                _ => false,
+            };
+            if denied {
+                return true;
+            }
+            error = current.source();
+        }
+        matches!(self, Self::Pin(PinError::MountPermission { .. }))
+    }
+
+    pub(super) fn file(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, action, source }
+    }
+}

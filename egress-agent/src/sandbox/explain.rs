@@ -1,0 +1,235 @@
+//! `egressd explain`: the verdict on a destination, asked of the same function over the same maps as in the kernel.
+
+use super::{Directories, SLOT, error::Error, permits::now_ns, record::Record};
+use crate::{
+    datapath::{
+        bpffs::PinRoot,
+        state_dir::StateDir,
+        tables::{TableError, Tables},
+    },
+    observe::{
+        event::Verdict,
+        names::{Named as _, protocol_name},
+        permits_file,
+    },
+    policy::{Destination, Host, Mode, NameTable, NameVerdict, Policy},
+};
+use egress_common::{
+    addr::Addr,
+    destination::Protocols,
+    packet::protocol,
+    permit::{Match, NEVER_NS, Network, Permit, PermitKey, RuleRef, match_rule},
+    question::{Asked, Path as Route, Question},
+    verdict::{ListenerKey, Reason, Tables as Lookups, decide},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    cell::RefCell,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+/// What holds for one address of a destination.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// As asked, with the port and protocol that this is about.
+    pub destination: String,
+    /// The address; none where a name has no permit now.
+    pub address: Option<IpAddr>,
+    /// Allowed or denied.
+    pub verdict: Verdict,
+    /// A word of `observe::names`.
+    pub reason: String,
+    /// The policy line.
+    pub rule: Option<String>,
+    /// When the permit ends; none where it does not.
+    #[serde(with = "humantime_option")]
+    pub expires: Option<SystemTime>,
+    /// Other names that share the address.
+    pub names: Vec<String>,
+}
+
+mod humantime_option {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+    use std::time::SystemTime;
+
+    #[expect(clippy::ref_option, reason = "the form that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+        time.map(|time| humantime::format_rfc3339_millis(time).to_string()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| humantime::parse_rfc3339(&text).map_err(D::Error::custom)).transpose()
+    }
+}
+
+/// What holds for a destination in the sandbox of a cgroup, or in the only one that there is.
+pub fn explain(directories: &Directories, cgroup: Option<&Path>, dest: &Destination) -> Result<Vec<Explanation>, Error> {
+    let record = Record::of(directories, cgroup)?;
+    let state = StateDir::open(&directories.state)?;
+    let turn = state.lock()?;
+    let root = PinRoot::open(&directories.pin, &turn)?;
+    let pins = root
+        .owner_dir(&record.name)?
+        .ok_or_else(|| Error::NotAttached { cgroup: record.directory.clone() })?;
+    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
+    drop(turn);
+    let policy = Policy::from_toml(&record.policy)?;
+    let names = permits_file::read(&Record::directory(directories, &record.name)).map_err(Error::file(&record.directory, "read"))?;
+    let asking = Asking { record: &record, policy: &policy, tables: &tables, names: &names };
+    match dest.host() {
+        Host::Name(pattern) => asking.name(dest, pattern.base()),
+        Host::Net(net) => asking.address(dest, net.addr()).map(|explanations| explanations.into_iter().collect()),
+    }
+}
+
+struct Asking<'a> {
+    record: &'a Record,
+    policy: &'a Policy,
+    tables: &'a Tables,
+    names: &'a [permits_file::Learned],
+}
+
+impl Asking<'_> {
+    fn name(&self, dest: &Destination, name: &str) -> Result<Vec<Explanation>, Error> {
+        let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+        let allow = |rule: &usize| self.policy.allow.names.get(*rule).map(|rule| rule.text.clone());
+        let (verdict, reason, rule) = match NameTable::new(self.policy).verdict(&labels) {
+            NameVerdict::Deny { rule } => {
+                (self.denial(), "denied_by_rule", self.policy.deny.names.get(rule).map(|rule| rule.text.clone()))
+            }
+            NameVerdict::Allow { rules } => {
+                let learned: Vec<IpAddr> =
+                    self.names.iter().filter(|learned| learned.name == name).map(|learned| learned.address).collect();
+                if learned.is_empty() {
+                    (Verdict::Allow, "not_resolved_yet", rules.first().and_then(allow))
+                } else {
+                    return learned.into_iter().map(|address| self.address(dest, address)).collect::<Result<Vec<_>, _>>().map(|all| all.into_iter().flatten().collect());
+                }
+            }
+            NameVerdict::Ancestor | NameVerdict::Unlisted => (self.denial(), "not_permitted", None),
+        };
+        Ok(vec![Explanation {
+            destination: dest.text().to_owned(),
+            address: None,
+            verdict,
+            reason: reason.to_owned(),
+            rule,
+            expires: None,
+            names: Vec::new(),
+        }])
+    }
+
+    /// One explanation for each protocol and port that was asked for; the first port stands for a range.
+    fn address(&self, dest: &Destination, address: IpAddr) -> Result<Vec<Explanation>, Error> {
+        const HTTPS: u16 = 443;
+        let ports = dest.ports();
+        let mut explanations = Vec::new();
+        for range in ports.ranges() {
+            let port = if range.first == 0 { HTTPS } else { range.first };
+            for (set, number) in [(Protocols::TCP, protocol::TCP), (Protocols::UDP, protocol::UDP)] {
+                if range.protocols.contains(set) {
+                    explanations.push(self.one(address, port, number)?);
+                }
+            }
+        }
+        Ok(explanations)
+    }
+
+    fn one(&self, address: IpAddr, port: u16, number: u8) -> Result<Explanation, Error> {
+        let addr = Addr::from(address).routed();
+        let question = Question { dst: addr, asked: Asked::new(Route::Socket, number, Some(port), 0) };
+        let key = PermitKey { slot: SLOT, addr };
+        let looked = Looked::at(self.tables, key)?;
+        let sandbox = self.tables.sandbox(SLOT)?;
+        let verdict = decide(SLOT, &sandbox, question, &looked);
+        if let Some(error) = looked.failed.into_inner() {
+            return Err(error.into());
+        }
+        let reason = Reason::from_number(verdict.reason_number());
+        let grant = looked.permit.and_then(|permit| {
+            permit.grants.into_iter().find(|grant| !grant.rule.is_none() && grant.rule.tag == verdict.rule().tag)
+        });
+        Ok(Explanation {
+            destination: format!("{}/{}", std::net::SocketAddr::new(address, port), protocol_name(number)),
+            address: Some(address),
+            verdict: if verdict.allows() { Verdict::Allow } else { self.denial() },
+            reason: reason.map_or_else(|| verdict.reason_number().to_string(), |reason| reason.name().to_owned()),
+            rule: self.record.rule_text(verdict.rule().tag).map(str::to_owned),
+            expires: grant.filter(|grant| grant.expires_ns != NEVER_NS).map(|grant| wall_clock(grant.expires_ns)),
+            names: self.names.iter().filter(|learned| learned.address == addr.to_ip()).map(|learned| learned.name.clone()).collect(),
+        })
+    }
+
+    fn denial(&self) -> Verdict {
+        Verdict::denial(self.policy.mode == Mode::Observe)
+    }
+}
+
+fn wall_clock(monotonic_ns: u64) -> SystemTime {
+    let (now, ahead) = (now_ns(), Duration::from_nanos);
+    if monotonic_ns >= now { SystemTime::now() + ahead(monotonic_ns - now) } else { SystemTime::now() - ahead(now - monotonic_ns) }
+}
+
+/// The kernel's maps as the verdict asks for them, for one address.
+struct Looked<'a> {
+    tables: &'a Tables,
+    permit: Option<Permit>,
+    network: Option<Network>,
+    own: bool,
+    now_ns: u64,
+    failed: RefCell<Option<TableError>>,
+}
+
+impl<'a> Looked<'a> {
+    fn at(tables: &'a Tables, key: PermitKey) -> Result<Self, TableError> {
+        Ok(Self {
+            tables,
+            permit: tables.permit(&key)?,
+            network: tables.network(&key)?,
+            own: tables.is_own(&key)?,
+            now_ns: now_ns(),
+            failed: RefCell::new(None),
+        })
+    }
+}
+
+impl Lookups for Looked<'_> {
+    fn permit(&self, _slot: u32, _addr: Addr) -> Option<&Permit> {
+        self.permit.as_ref()
+    }
+
+    fn network(&self, _slot: u32, _addr: Addr) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
+        match self.tables.rule(rule) {
+            Ok(found) => match_rule(found.as_ref(), rule.tag, slot, asked),
+            Err(error) => {
+                self.failed.replace(Some(error));
+                Match::Missing
+            }
+        }
+    }
+
+    fn is_own(&self, _slot: u32, _addr: Addr) -> bool {
+        self.own
+    }
+
+    fn is_listener(&self, key: &ListenerKey) -> bool {
+        match self.tables.listener(key) {
+            Ok(nonce) => nonce.is_some(),
+            Err(error) => {
+                self.failed.replace(Some(error));
+                true
+            }
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+}

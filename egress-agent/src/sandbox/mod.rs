@@ -1,0 +1,44 @@
+//! One sandbox: attach, update, events, detach. What the command line does, it does through here.
+
+mod apply;
+mod attach;
+mod build;
+mod end;
+mod error;
+mod explain;
+mod level;
+mod live;
+pub mod needs;
+mod permits;
+mod record;
+mod reporter;
+mod status;
+
+pub use attach::{Builder, Directories};
+pub use build::{Build, build};
+pub use end::detach;
+pub use error::Error;
+pub use explain::{Explanation, explain};
+pub use level::{Level, Reached, UnknownLevel};
+pub use live::{Released, Sandbox};
+pub use status::{HookStatus, MapUse, Status, event_files, list};
+
+use crate::{
+    compile::{Facts, Limits, RuleIds, compile},
+    policy::Policy,
+};
+
+/// The slot of the one sandbox that an owner has in this build.
+pub(crate) const SLOT: u32 = 1;
+
+/// The most that a sandbox's maps are made for. Rules have 16 bits in a verdict.
+pub(crate) const MOST: Limits = Limits { rules: 32_768, networks: 1 << 20, permits: 1 << 20 };
+
+/// Compiles without touching the kernel.
+///
+/// # Errors
+/// A policy that cannot be enforced whole, by the figure that is exceeded.
+pub fn check(policy: &Policy) -> Result<(), Error> {
+    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(u32::MAX), MOST)?;
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! Permits: answers of the DNS half become entries of the kernel's map, before anybody hears of them.
+
+use crate::{
+    compile::Image,
+    datapath::tables::{TableError, Tables},
+    dns,
+    policy::{NameTable, NameVerdict, Policy},
+};
+use egress_common::{
+    addr::Addr,
+    permit::{GRANTS, Grant, NEVER_NS, Permit, PermitKey, RuleRef},
+};
+use nix::time::{ClockId, clock_gettime};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Learned addresses of one sandbox at a time.
+pub(super) const LEARNED_AT_MOST: usize = 4096;
+/// How long an expired permit stays in the map, so that a denial can still say that it expired.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Now, on the clock by which the kernel half judges expiry.
+pub(super) fn now_ns() -> u64 {
+    // CLOCK_MONOTONIC_COARSE always exists on Linux; at the end of time everything has expired.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::MAX, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(NEVER_NS - 1)
+}
+
+/// The policy's names, as the DNS half asks for them.
+pub(super) struct Table(pub(super) NameTable);
+
+impl dns::Names for Table {
+    fn verdict(&self, labels: &[&[u8]]) -> dns::NameVerdict {
+        match self.0.verdict(labels) {
+            NameVerdict::Deny { rule } => dns::NameVerdict::Deny { rule },
+            NameVerdict::Allow { rules } => dns::NameVerdict::Allow { rules },
+            NameVerdict::Ancestor => dns::NameVerdict::Ancestor,
+            NameVerdict::Unlisted => dns::NameVerdict::Unlisted,
+        }
+    }
+}
+
+/// The policy in force, with what its compilation made of it.
+pub(super) struct InForce {
+    pub(super) generation: u64,
+    pub(super) policy: Policy,
+    pub(super) image: Image,
+    /// For people only: which names led to an address, and until when. The kernel's map decides.
+    names: BTreeMap<IpAddr, Vec<Learned>>,
+}
+
+#[derive(Clone)]
+struct Learned {
+    name: String,
+    expires_ns: u64,
+}
+
+/// Writes permits, one at a time and under the policy in force.
+pub(super) struct Permits {
+    slot: u32,
+    tables: std::sync::Arc<Tables>,
+    in_force: Mutex<InForce>,
+}
+
+impl Permits {
+    pub(super) fn new(slot: u32, tables: std::sync::Arc<Tables>, policy: Policy, image: Image) -> Self {
+        let in_force = InForce { generation: 1, policy, image, names: BTreeMap::new() };
+        Self { slot, tables, in_force: Mutex::new(in_force) }
+    }
+
+    /// The policy in force, which does not change while this is held.
+    pub(super) fn in_force(&self) -> MutexGuard<'_, InForce> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name whose answer held the address, the first that is still live.
+    pub(super) fn name_of(&self, address: IpAddr) -> Option<String> {
+        self.live_names(address).into_iter().next()
+    }
+
+    fn live_names(&self, address: IpAddr) -> Vec<String> {
+        let now = now_ns();
+        let in_force = self.in_force();
+        let learned = in_force.names.get(&canonical(address)).into_iter().flatten();
+        learned.filter(|learned| learned.expires_ns > now).map(|learned| learned.name.clone()).collect()
+    }
+
+    /// Forgets what expired a while ago, here and in the map.
+    pub(super) fn sweep(&self) -> Result<(), TableError> {
+        let mut in_force = self.in_force();
+        let horizon = now_ns().saturating_sub(u64::try_from(REMEMBERED.as_nanos()).unwrap_or(u64::MAX));
+        in_force.names.retain(|_, learned| {
+            learned.retain(|learned| learned.expires_ns > horizon);
+            !learned.is_empty()
+        });
+        for (key, permit) in self.tables.permits(self.slot)? {
+            let kept = without_expired(&permit, horizon);
+            if kept == permit {
+                continue;
+            }
+            if kept.grants.iter().all(|grant| grant.rule.is_none()) {
+                self.tables.remove_permit(&key)?;
+            } else {
+                self.tables.set_permit(&key, &kept)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds grants to the address, keeping what it has.
+    fn grant(&self, image: &Image, address: IpAddr, rules: &[RuleRef], expires_ns: u64, now: u64) -> Result<(), TableError> {
+        let addr = Addr::from(address).routed();
+        let key = PermitKey { slot: self.slot, addr };
+        let before = self.tables.permit(&key)?.unwrap_or_default();
+        let mut permit = Permit { deny: image.deny_for(addr), ..before };
+        for &rule in rules {
+            add(&mut permit, Grant { expires_ns, rule }, now);
+        }
+        self.tables.set_permit(&key, &permit)
+    }
+}
+
+impl dns::Permits for Permits {
+    fn permit(
+        &self,
+        generation: u64,
+        name: &dns::Name,
+        addresses: &[IpAddr],
+        rules: &[usize],
+        life: Duration,
+    ) -> Result<(), dns::PermitError> {
+        let now = now_ns();
+        let expires_ns = now.saturating_add(u64::try_from(life.as_nanos()).unwrap_or(u64::MAX)).min(NEVER_NS - 1);
+        let mut in_force = self.in_force();
+        if in_force.generation != generation {
+            return Err(dns::PermitError::StalePolicy);
+        }
+        let new = addresses.iter().filter(|address| !in_force.names.contains_key(&canonical(**address))).count();
+        if in_force.names.len() + new > LEARNED_AT_MOST {
+            in_force.names.retain(|_, learned| learned.iter().any(|learned| learned.expires_ns > now));
+            if in_force.names.len() + new > LEARNED_AT_MOST {
+                return Err(dns::PermitError::Full);
+            }
+        }
+        let rules: Vec<RuleRef> = rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule).copied()).collect();
+        let text = name.to_string();
+        for &address in addresses {
+            self.grant(&in_force.image, address, &rules, expires_ns, now).map_err(|error| match error.errno() {
+                Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => dns::PermitError::Full,
+                errno => dns::PermitError::Map { errno: errno.unwrap_or(libc::EIO) },
+            })?;
+            let learned = in_force.names.entry(canonical(address)).or_default();
+            match learned.iter_mut().find(|learned| learned.name == text) {
+                Some(known) => known.expires_ns = known.expires_ns.max(expires_ns),
+                None => learned.push(Learned { name: text.clone(), expires_ns }),
+            }
+        }
+        Ok(())
+    }
+
+    fn names_of(&self, address: IpAddr) -> Vec<String> {
+        self.live_names(address)
+    }
+}
+
+fn canonical(address: IpAddr) -> IpAddr {
+    Addr::from(address).routed().to_ip()
+}
+
+/// The grant of a rule that is there already lives as long as the later of both; a new one takes a free place, else that
+/// of the learned grant which ends first. Grants of the policy itself are never evicted.
+fn add(permit: &mut Permit, grant: Grant, now: u64) {
+    if let Some(same) = permit.grants.iter_mut().find(|held| held.rule == grant.rule) {
+        same.expires_ns = same.expires_ns.max(grant.expires_ns);
+        return;
+    }
+    let free = |held: &Grant| held.rule.is_none() || held.expires_ns <= now;
+    let place = match permit.grants.iter().position(free) {
+        Some(place) => Some(place),
+        None => (0..GRANTS)
+            .filter(|&place| permit.grants[place].expires_ns != NEVER_NS)
+            .min_by_key(|&place| permit.grants[place].expires_ns),
+    };
+    if let Some(place) = place {
+        permit.grants[place] = grant;
+    }
+}
+
+fn without_expired(permit: &Permit, horizon: u64) -> Permit {
+    let mut kept = *permit;
+    for grant in &mut kept.grants {
+        if grant.expires_ns <= horizon {
+            *grant = Grant::default();
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(tag: u32, expires_ns: u64) -> Grant {
+        Grant { expires_ns, rule: RuleRef { index: tag, tag } }
+    }
+
+    #[test]
+    fn a_fifth_grant_takes_the_place_of_the_one_that_ends_first_but_never_of_the_policys_own() {
+        let mut permit = Permit::default();
+        permit.grants = [grant(1, NEVER_NS), grant(2, 500), grant(3, 300), grant(4, 400)];
+        add(&mut permit, grant(5, 900), 100);
+        assert_eq!(permit.grants, [grant(1, NEVER_NS), grant(2, 500), grant(5, 900), grant(4, 400)]);
+        permit.grants = [grant(1, NEVER_NS); GRANTS];
+        let full = permit;
+        add(&mut permit, grant(5, 900), 100);
+        assert_eq!(permit, full);
+    }
+
+    #[test]
+    fn a_rule_holds_one_grant_whose_end_only_moves_away() {
+        let mut permit = Permit::default();
+        add(&mut permit, grant(1, 500), 100);
+        add(&mut permit, grant(1, 400), 100);
+        assert_eq!(permit.grants[0], grant(1, 500));
+        add(&mut permit, grant(1, 600), 100);
+        assert_eq!(permit.grants[0], grant(1, 600));
+        assert!(permit.grants[1].rule.is_none());
+    }
+
+    #[test]
+    fn expired_grants_give_way_and_are_swept() {
+        let mut permit = Permit::default();
+        permit.grants = [grant(1, 50), grant(2, 500), grant(3, NEVER_NS), grant(4, 700)];
+        let swept = without_expired(&permit, 60);
+        assert!(swept.grants[0].rule.is_none());
+        assert_eq!(swept.grants[1..], permit.grants[1..]);
+        add(&mut permit, grant(5, 900), 100);
+        assert_eq!(permit.grants[0], grant(5, 900));
+    }
+}

@@ -1,0 +1,136 @@
+//! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
+//! nothing; what is enforced is what the maps hold.
+
+use super::{attach::Directories, error::Error, level::Reached};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Name of the record's file in the sandbox's own directory.
+const FILE: &str = "sandbox.json";
+
+/// One sandbox.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// Unique below one state directory; name of its pins' directory too.
+    pub(super) name: String,
+    /// Path of the cgroup below the mount.
+    pub(super) cgroup: PathBuf,
+    /// Where it is mounted.
+    pub(super) directory: PathBuf,
+    /// Inode of its directory.
+    pub(super) cgroup_id: u64,
+    /// What the cgroup's storage holds.
+    pub(super) nonce: u64,
+    /// The policy in force, canonical.
+    pub(super) policy: String,
+    /// Its number, from 1.
+    pub(super) generation: u64,
+    /// Rules in force: reference and policy line.
+    pub(super) rules: Vec<RuleLine>,
+    /// Devices under enforcement.
+    pub(super) devices: Vec<String>,
+    /// What is promised.
+    pub(super) level: Reached,
+    /// The process that serves it.
+    pub(super) agent_pid: Option<u32>,
+    /// Start time of that process, in clock ticks since boot: a pid alone may be somebody else's by now.
+    pub(super) agent_start: Option<u64>,
+    /// Port of the DNS listener, and the namespace it is in.
+    pub(super) listener: Option<(u64, u32)>,
+    /// True in a network namespace of its own.
+    pub(super) own_netns: bool,
+}
+
+/// A rule's reference and text.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct RuleLine {
+    pub(super) index: u32,
+    pub(super) tag: u32,
+    pub(super) text: String,
+}
+
+impl Record {
+    /// The directory of one sandbox.
+    pub(super) fn directory(directories: &Directories, name: &str) -> PathBuf {
+        directories.state.join("sandboxes").join(name)
+    }
+
+    /// Writes it whole or not at all.
+    pub(super) fn write(&self, directories: &Directories) -> Result<(), Error> {
+        let directory = Self::directory(directories, &self.name);
+        fs::create_dir_all(&directory).map_err(Error::file(&directory, "make"))?;
+        let (path, draft) = (directory.join(FILE), directory.join(".sandbox.json"));
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(Error::file(&path, "write"))?;
+        fs::write(&draft, text).map_err(Error::file(&draft, "write"))?;
+        fs::rename(&draft, &path).map_err(Error::file(&path, "write"))
+    }
+
+    /// Removes it with everything beside it; done as well when it is already gone.
+    pub(super) fn remove(directories: &Directories, name: &str) -> Result<(), Error> {
+        let directory = Self::directory(directories, name);
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match fs::remove_dir_all(&directory) {
+            Err(error) if !gone(&error) => return Err(Error::file(&directory, "remove")(error)),
+            _ => {}
+        }
+        // The last one takes the directory of all with it; another sandbox's keeps it.
+        fs::remove_dir(directories.state.join("sandboxes")).ok();
+        Ok(())
+    }
+
+    /// Every record below a state directory, by name.
+    pub(super) fn all(directories: &Directories) -> Result<Vec<Self>, Error> {
+        let root = directories.state.join("sandboxes");
+        let entries = match fs::read_dir(&root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::file(&root, "read")(error)),
+        };
+        let mut records = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(Error::file(&root, "read"))?.path().join(FILE);
+            match fs::read(&path) {
+                Ok(text) => records.push(serde_json::from_slice::<Self>(&text).map_err(|source| Error::Record { path, source })?),
+                // Being made or removed right now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::file(&path, "read")(error)),
+            }
+        }
+        records.sort_by(|left, right| left.name.cmp(&right.name));
+        Ok(records)
+    }
+
+    /// The record of a cgroup, or the only one that there is.
+    pub(super) fn of(directories: &Directories, cgroup: Option<&Path>) -> Result<Self, Error> {
+        let mut all = Self::all(directories)?;
+        let Some(asked) = cgroup else {
+            return match (all.len(), all.pop()) {
+                (1, Some(only)) => Ok(only),
+                (count, _) => Err(Error::Ambiguous { count }),
+            };
+        };
+        // However it was written: absolute in the mount, or as the kernel names it.
+        let same = |record: &Self| asked == record.directory || asked == record.cgroup || record.cgroup.strip_prefix("/").is_ok_and(|bare| bare == asked);
+        all.into_iter().find(same).ok_or_else(|| Error::NotAttached { cgroup: asked.to_owned() })
+    }
+
+    /// True while the process that serves the sandbox lives.
+    pub(super) fn agent_is_alive(&self) -> bool {
+        self.agent_pid.is_some_and(|pid| start_time(pid).is_some_and(|start| Some(start) == self.agent_start))
+    }
+
+    pub(super) fn rule_text(&self, tag: u32) -> Option<&str> {
+        self.rules.iter().find(|line| line.tag == tag).map(|line| line.text.as_str())
+    }
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)).
+pub(super) fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field may hold anything, brackets and blanks included.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}

@@ -1,0 +1,232 @@
+//! What the kernel and the DNS half report, as events: one thread reads the ring, folds, and sweeps expired permits.
+
+use super::{error::Error, permits::Permits};
+use crate::{
+    datapath::{records::Records, tables::Tables},
+    dns::{self, DnsEvent},
+    observe::{
+        EventSink,
+        event::{Event, Kind, Resolver, Subject},
+        fold::Fold,
+    },
+    policy::Mode,
+};
+use egress_common::{
+    event::{ClientKey, Hook, Record},
+};
+use nix::poll::PollTimeout;
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+const THREAD: &str = "egressd-events";
+/// How long a DNS event may wait for the ring's reader, and how often permits are swept.
+const TICK_MS: u16 = 100;
+const SWEEP: Duration = Duration::from_secs(5);
+/// DNS events that wait for the reader; more are counted as lost.
+const QUEUE: usize = 4096;
+
+/// Whatever an event needs to know of its sandbox.
+pub(super) struct Scene {
+    pub(super) slot: u32,
+    pub(super) nonce: u64,
+    pub(super) subject: Mutex<Subject>,
+    pub(super) permits: Arc<Permits>,
+    pub(super) tables: Arc<Tables>,
+}
+
+impl Scene {
+    pub(super) fn subject(&self) -> Subject {
+        self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Resolver for Scene {
+    fn rule(&self, tag: u32) -> Option<String> {
+        let in_force = self.permits.in_force();
+        in_force.image.origins(tag).first().map(|origin| origin.text.clone())
+    }
+
+    fn name(&self, addr: IpAddr) -> Option<String> {
+        self.permits.name_of(addr)
+    }
+
+    fn exe(&self, pid: u32) -> Option<String> {
+        let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        Some(path.to_string_lossy().into_owned())
+    }
+
+    fn wall_clock(&self, monotonic_ns: u64) -> SystemTime {
+        let age = super::permits::now_ns().saturating_sub(monotonic_ns);
+        let now = SystemTime::now();
+        now.checked_sub(Duration::from_nanos(age)).unwrap_or(now)
+    }
+}
+
+impl dns::Clients for Scene {
+    fn client(&self, protocol: u8, peer_port: u16) -> Option<dns::Client> {
+        let key = ClientKey { slot: self.slot, port: peer_port, protocol: u16::from(protocol) };
+        let client = self.tables.client(&key).ok().flatten()?;
+        let comm: Vec<u8> = client.comm.iter().copied().take_while(|byte| *byte != 0).collect();
+        Some(dns::Client { pid: client.pid, uid: client.uid, comm: String::from_utf8_lossy(&comm).into_owned() })
+    }
+}
+
+/// Takes events of the DNS half without ever blocking it.
+pub(super) struct DnsInbox {
+    sender: mpsc::SyncSender<DnsEvent>,
+    lost: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl dns::DnsEvents for DnsInbox {
+    fn dns_event(&self, event: DnsEvent) {
+        if self.sender.try_send(event).is_err() {
+            self.lost.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
+/// The reader. Dropping it reads what is left, once, and ends.
+pub(super) struct Reporter {
+    stop: Option<io::PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reporter {
+    /// Starts the thread. The inbox is for the DNS server.
+    pub(super) fn start(scene: Arc<Scene>, records: Records, sink: EventSink) -> Result<(Self, Arc<DnsInbox>), Error> {
+        let failed = |source| Error::Thread { name: THREAD, source };
+        let (stopped, stop) = io::pipe().map_err(failed)?;
+        let (sender, inbox) = mpsc::sync_channel(QUEUE);
+        let lost = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let dns_inbox = Arc::new(DnsInbox { sender, lost: Arc::clone(&lost) });
+        let mut reading = Reading { scene, records, inbox, lost, sink, fold: Fold::default() };
+        let body = move || reading.run(&stopped);
+        let thread = thread::Builder::new().name(THREAD.into()).spawn(body).map_err(failed)?;
+        Ok((Self { stop: Some(stop), thread: Some(thread) }, dns_inbox))
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads events had panicked");
+        }
+    }
+}
+
+struct Reading {
+    scene: Arc<Scene>,
+    records: Records,
+    inbox: mpsc::Receiver<DnsEvent>,
+    lost: Arc<std::sync::atomic::AtomicU64>,
+    sink: EventSink,
+    fold: Fold,
+}
+
+impl Reading {
+    fn run(&mut self, stopped: &io::PipeReader) {
+        let mut swept = Instant::now();
+        loop {
+            let stop = match self.records.wait(stopped.as_fd(), PollTimeout::from(TICK_MS)) {
+                Ok(stop) => stop,
+                Err(errno) => {
+                    tracing::error!(%errno, "cannot wait for kernel events; no more will be shown");
+                    return;
+                }
+            };
+            self.take_in();
+            if swept.elapsed() > SWEEP {
+                swept = Instant::now();
+                if let Err(error) = self.scene.permits.sweep() {
+                    tracing::warn!(%error, "expired permits stay in the map");
+                }
+            }
+            if stop {
+                self.finish();
+                return;
+            }
+        }
+    }
+
+    fn take_in(&mut self) {
+        let (scene, sink, fold) = (&self.scene, &self.sink, &mut self.fold);
+        let subject = scene.subject();
+        self.records.drain(|record| {
+            if record.nonce == scene.nonce {
+                for event in Event::from_record(record, &subject, scene.as_ref()) {
+                    sink.emit(&event);
+                }
+            }
+        });
+        let now = Instant::now();
+        while let Ok(event) = self.inbox.try_recv() {
+            // The lock goes before the fold: resolving a rule's text takes it again.
+            let policy = scene.permits.in_force().policy.clone();
+            for event in Event::from_dns(&event, SystemTime::now(), &subject, &policy, scene.as_ref()) {
+                for event in fold.push(event, now) {
+                    sink.emit(&event);
+                }
+            }
+        }
+        let lost = self.lost.swap(0, std::sync::atomic::Ordering::Relaxed);
+        if lost > 0 {
+            sink.emit(&Event::lost(SystemTime::now(), &subject, lost));
+        }
+        for event in fold.due(now) {
+            sink.emit(&event);
+        }
+    }
+
+    /// The last word: folded counts that no later denial would carry any more.
+    fn finish(&mut self) {
+        let subject = self.scene.subject();
+        for event in self.fold.flush() {
+            self.sink.emit(&event);
+        }
+        let observed = self.scene.permits.in_force().policy.mode == Mode::Observe;
+        let pending = match self.scene.tables.denials(self.scene.slot) {
+            Ok(pending) => pending,
+            Err(error) => {
+                tracing::warn!(%error, "counts of repeated denials are lost");
+                return;
+            }
+        };
+        for (key, denial) in pending {
+            let record = Record {
+                time_ns: super::permits::now_ns(),
+                nonce: self.scene.nonce,
+                addr: key.addr,
+                comm: [0; 16],
+                rule_tag: 0,
+                pid: 0,
+                uid: u32::MAX,
+                count: u32::try_from(denial.count).unwrap_or(u32::MAX),
+                lost: 0,
+                dst_port: key.port,
+                src_port: 0,
+                protocol: key.protocol,
+                hook: Hook::Egress as u8,
+                reason: key.reason,
+                observed: u8::from(observed),
+                reserved: 0,
+            };
+            for event in Event::from_record(&record, &subject, self.scene.as_ref()) {
+                self.sink.emit(&event);
+            }
+        }
+    }
+}
+
+/// An event about the sandbox itself.
+pub(super) fn about(kind: Kind, subject: &Subject) -> Event {
+    Event::new(kind, SystemTime::now(), subject)
+}

@@ -1,0 +1,135 @@
+//! `egressd status`: the kernel's state, with names from the records.
+
+use super::{Directories, SLOT, error::Error, level::Reached, record::Record};
+use crate::{
+    cgroup::Cgroup,
+    datapath::{
+        attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, sockets::foreign_sockets, state_dir::StateDir,
+        tables::Tables,
+    },
+    observe::{counters::Totals, sink::FILE_NAME},
+    policy::{Mode, Policy},
+};
+use egress_common::names::map;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// One hook of a sandbox.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// A word of `observe::names`, with the interface's index behind a device's.
+    pub hook: String,
+    /// Whether the kernel has it attached now.
+    pub attached: bool,
+}
+
+/// Fill of one map.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MapUse {
+    /// Its name.
+    pub map: String,
+    /// Entries of this sandbox.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
+
+/// One sandbox as the kernel has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the sandbox.
+    pub sandbox: String,
+    /// `name` of the policy.
+    pub policy: Option<String>,
+    /// `enforce` or `observe`.
+    pub mode: String,
+    /// Path of the cgroup below the mount.
+    pub cgroup: Option<String>,
+    /// Devices.
+    pub device: Option<String>,
+    /// True where every hook that the policy needs is attached.
+    pub in_force: bool,
+    /// Generation of the policy.
+    pub generation: u64,
+    /// What is promised.
+    pub level: Reached,
+    /// Process that answers DNS; none where it is gone.
+    pub agent_pid: Option<u32>,
+    /// Hooks.
+    pub hooks: Vec<HookStatus>,
+    /// Maps.
+    pub maps: Vec<MapUse>,
+    /// Totals.
+    pub counters: Totals,
+}
+
+/// The sandboxes below these directories.
+pub fn list(directories: &Directories) -> Result<Vec<Status>, Error> {
+    let records = Record::all(directories)?;
+    if records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let state = StateDir::open(&directories.state)?;
+    let turn = state.lock()?;
+    let root = PinRoot::open(&directories.pin, &turn)?;
+    records.into_iter().map(|record| status(directories, &root, record)).collect()
+}
+
+fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<Status, Error> {
+    let policy = Policy::from_toml(&record.policy)?;
+    let pins = root.owner_dir(&record.name)?;
+    let mut hooks = Vec::new();
+    let mut maps = Vec::new();
+    let mut counters = Totals::default();
+    let mut owned = false;
+    if let Some(pins) = &pins {
+        let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
+        owned = tables.sandbox(SLOT)?.nonce == record.nonce;
+        let links = pinned_links(&pins.join("links"))?;
+        for (hook, attached) in links {
+            hooks.push(HookStatus { hook, attached });
+        }
+        let permits = u64::try_from(tables.permits(SLOT)?.len()).unwrap_or(u64::MAX);
+        maps.push(MapUse { map: map::PERMITS.to_owned(), entries: permits, capacity: tables.permit_capacity(&pins.join("maps"))? });
+        counters = Totals::of(&tables.counters(SLOT)?);
+    }
+    let complete = CGROUP_HOOKS.iter().all(|hook| hooks.iter().any(|found| found.hook == hook.name && found.attached));
+    Ok(Status {
+        in_force: complete && owned && hooks.iter().all(|hook| hook.attached),
+        agent_pid: record.agent_pid.filter(|_| record.agent_is_alive()),
+        policy: policy.name.clone(),
+        mode: if policy.mode == Mode::Observe { "observe" } else { "enforce" }.to_owned(),
+        cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
+        device: (!record.devices.is_empty()).then(|| record.devices.join(",")),
+        generation: record.generation,
+        level: record.level,
+        sandbox: record.name,
+        hooks,
+        maps,
+        counters,
+    })
+}
+
+/// The event files of one sandbox, or of all.
+pub fn event_files(directories: &Directories, cgroup: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
+    let records = match cgroup {
+        Some(_) => vec![Record::of(directories, cgroup)?],
+        None => Record::all(directories)?,
+    };
+    Ok(records.iter().map(|record| Record::directory(directories, &record.name).join(FILE_NAME)).collect())
+}
+
+/// Refuses a cgroup whose processes hold sockets that were made in another one: no hook of this one sees them.
+pub(super) fn refuse_foreign_sockets(cgroup: &Cgroup) -> Result<(), Error> {
+    let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    let found = foreign_sockets(&pids.collect::<Vec<_>>(), &cgroup.ids()?)?;
+    match found.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::ForeignSockets {
+            cgroup: cgroup.path().to_owned(),
+            count: found.len(),
+            first: format!("{} of process {}", first.kind, first.pid),
+        }),
+    }
+}

@@ -1,0 +1,251 @@
+//! Signals and the terminal. Each test runs this binary again as the process that follows CMD, because signals concern a
+//! whole process, and the test harness has threads that would take them.
+
+use super::*;
+use nix::{
+    pty::openpty,
+    sys::signal::{Signal, kill},
+    sys::termios::tcgetattr,
+    unistd::{Pid, tcgetpgrp},
+};
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process,
+    sync::mpsc::{Receiver, channel},
+};
+
+/// Reports each signal once per arrival, and USR2 as the mark behind the others.
+const REPORTER: &str =
+    "for s in HUP INT TERM USR1 CONT; do trap \"echo got-$s\" $s; done; trap 'echo done; exit 42' USR2
+echo ready; while :; do sleep 1000 & wait $!; done";
+
+/// The process that follows CMD: not a test, but the inner half of those below.
+#[test]
+fn follower() {
+    let Some(cgroup) = std::env::var_os("EGT_CGROUP") else { return };
+    let signals = Signals::take().unwrap();
+    let cgroup = Cgroup::open(&mount(), Path::new(&cgroup)).unwrap();
+    let milliseconds = |name| Some(Duration::from_millis(std::env::var(name).ok()?.parse().unwrap()));
+    let limits = Limits { timeout: None, kill_after: milliseconds("EGT_KILL_AFTER") };
+    let script = std::env::var("EGT_SCRIPT").unwrap();
+    // Ends the line that the test harness began.
+    println!();
+    let mut child = spawn(&command(0, &["bash", "-c", &script]), &cgroup).unwrap();
+    let exit = child.wait(&signals, limits).unwrap();
+    child.end().unwrap();
+    process::exit(exit.code().into());
+}
+
+/// How a shell starts the follower. All signals are blocked from its first instruction on: the harness starts threads before
+/// the test can do it.
+fn follower_argv() -> [String; 7] {
+    let this = std::env::current_exe().unwrap().to_str().unwrap().to_owned();
+    let test = "run::signals::follower".to_owned();
+    let flags = ["--exact", "--nocapture", "--test-threads=1"].map(str::to_owned);
+    let [exact, nocapture, threads] = flags;
+    ["env".to_owned(), "--block-signal".to_owned(), this, exact, nocapture, threads, test]
+}
+
+struct Follower {
+    cgroup: Fresh,
+    process: process::Child,
+    lines: Receiver<String>,
+}
+
+impl Follower {
+    fn start(script: &str, set_up: impl FnOnce(&mut process::Command)) -> Self {
+        let cgroup = Fresh::new();
+        let [program, arguments @ ..] = follower_argv();
+        let mut command = process::Command::new(program);
+        command
+            .args(arguments)
+            .env("EGT_CGROUP", cgroup.path())
+            .env("EGT_SCRIPT", script)
+            .stdout(process::Stdio::piped());
+        // A process group of its own, so that `kill 0` of the script stays there.
+        command.process_group(0);
+        set_up(&mut command);
+        let mut process = command.spawn().unwrap();
+        let lines = lines_of(process.stdout.take().unwrap());
+        Self { cgroup, process, lines }
+    }
+
+    fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), signal).unwrap();
+    }
+
+    fn expect(&self, wanted: &str) {
+        assert_eq!(next_line(&self.lines), wanted);
+    }
+
+    fn wait(mut self) -> i32 {
+        let status = self.process.wait().unwrap();
+        status.code().unwrap_or_else(|| panic!("the follower died of signal {:?}", status.signal()))
+    }
+}
+
+/// Lines as they come. Those of the test harness are left out.
+fn lines_of(source: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(source).lines().map_while(Result::ok) {
+            let line = line.trim_end_matches('\r').to_owned();
+            let harness = line.is_empty() || line.starts_with("running ") || line.starts_with("test run::");
+            if !harness && sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+fn next_line(lines: &Receiver<String>) -> String {
+    lines.recv_timeout(LIMIT).expect("a line in time")
+}
+
+#[test]
+fn a_signal_that_was_sent_arrives_exactly_once() {
+    let follower = Follower::start(REPORTER, |_| {});
+    follower.expect("ready");
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGINT] {
+        follower.send(signal);
+        follower.expect(&format!("got-{}", signal.as_str().trim_start_matches("SIG")));
+    }
+    // A second copy of any would have come before this one.
+    follower.send(Signal::SIGUSR2);
+    follower.expect("done");
+    assert_eq!(follower.wait(), 42);
+}
+
+#[test]
+fn what_cmd_dies_of_is_told() {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGQUIT, 131)] {
+        let follower = Follower::start("echo ready; exec sleep 1000", |_| {});
+        follower.expect("ready");
+        until("CMD executes sleep", || {
+            let pids = follower.cgroup.procs().unwrap();
+            pids.iter().any(|pid| status(*pid, "Name") == "sleep")
+        });
+        follower.send(signal);
+        assert_eq!(follower.wait(), code);
+    }
+}
+
+#[test]
+fn a_cmd_that_ignores_term_is_killed_after_a_while() {
+    let follower = Follower::start("trap '' TERM; echo ready; while :; do sleep 1000; done", |command| {
+        command.env("EGT_KILL_AFTER", "100");
+    });
+    follower.expect("ready");
+    follower.send(Signal::SIGTERM);
+    assert_eq!(follower.wait(), 137);
+}
+
+#[test]
+fn a_script_that_signals_its_group_gets_its_signal_once() {
+    let script = "trap 'echo got-TERM' TERM; trap 'echo done; exit 42' USR2; echo ready; kill 0; echo sent
+while :; do sleep 1000 & wait $!; done";
+    let follower = Follower::start(script, |_| {});
+    for line in ["ready", "got-TERM", "sent"] {
+        follower.expect(line);
+    }
+    follower.send(Signal::SIGUSR2);
+    follower.expect("done");
+    assert_eq!(follower.wait(), 42);
+}
+
+#[test]
+fn a_killed_follower_leaves_cmd_in_its_cgroup() {
+    let mut follower = Follower::start("echo ready; exec sleep 1000", |_| {});
+    follower.expect("ready");
+    let pids = follower.cgroup.procs().unwrap();
+    follower.process.kill().unwrap();
+    follower.process.wait().unwrap();
+    assert_eq!(follower.cgroup.procs().unwrap(), pids);
+    assert!(follower.cgroup.populated().unwrap());
+}
+
+/// A session on a terminal of its own, led by a command.
+struct Session {
+    master: File,
+    slave: File,
+    process: process::Child,
+    lines: Receiver<String>,
+}
+
+impl Session {
+    fn start(cgroup: &Cgroup, script: &str, argv: &[String]) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let (master, slave) = (File::from(pty.master), File::from(pty.slave));
+        let mut command = process::Command::new(&argv[0]);
+        command.args(&argv[1..]).env("EGT_CGROUP", cgroup.path()).env("EGT_SCRIPT", script);
+        let stdio = || process::Stdio::from(slave.try_clone().unwrap());
+        command.stdin(stdio()).stdout(stdio()).stderr(stdio());
+        // SAFETY: setsid and an ioctl on descriptor 0 only; neither allocates nor locks.
+        unsafe {
+            command.pre_exec(|| {
+                nix::unistd::setsid()?;
+                if libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let process = command.spawn().unwrap();
+        let lines = lines_of(master.try_clone().unwrap());
+        Self { master, slave, process, lines }
+    }
+
+    fn type_in(&mut self, bytes: &[u8]) {
+        self.master.write_all(bytes).unwrap();
+    }
+
+    /// The next line that ends so; the terminal's echo and a shell's report on its job are left out.
+    fn expect(&self, wanted: &str) {
+        loop {
+            let line = next_line(&self.lines);
+            if line.ends_with(wanted) {
+                return;
+            }
+            assert!(["^", "[1]+", "hello"].iter().any(|noise| line.contains(noise)), "{line:?} instead of {wanted:?}");
+        }
+    }
+}
+
+#[test]
+fn the_terminals_signals_arrive_exactly_once_and_it_stays_as_it_was() {
+    let cgroup = Fresh::new();
+    let mut session = Session::start(&cgroup, REPORTER, &follower_argv());
+    session.expect("ready");
+    let (settings, group) = (tcgetattr(&session.slave).unwrap(), tcgetpgrp(&session.master).unwrap());
+    assert_eq!(group.as_raw().cast_unsigned(), session.process.id(), "nobody took the foreground");
+    for _ in 0..2 {
+        session.type_in(b"\x03");
+        session.expect("got-INT");
+    }
+    kill(group, Signal::SIGUSR2).unwrap();
+    session.expect("done");
+    assert_eq!(tcgetattr(&session.slave).unwrap(), settings);
+    assert_eq!(session.process.wait().unwrap().code(), Some(42));
+}
+
+#[test]
+fn a_stopped_cmd_stops_the_job_and_both_go_on() {
+    let cgroup = Fresh::new();
+    let argv = follower_argv().map(|word| format!("'{word}'")).join(" ");
+    // A shell with job control. It reports a stopped job in a line of its own.
+    let shell = format!("set -m; {argv}; echo job-$?; fg >/dev/null; echo end-$?");
+    let script = "echo ready; read -r line; echo read-$line; exit 42";
+    let argv = ["bash", "--norc", "-c", &shell].map(str::to_owned);
+    let mut session = Session::start(&cgroup, script, &argv);
+    session.expect("ready");
+    session.type_in(b"\x1a");
+    // 128 + SIGSTOP, with which the follower stopped itself.
+    session.expect("job-147");
+    session.type_in(b"hello\n");
+    session.expect("read-hello");
+    session.expect("end-42");
+    assert_eq!(session.process.wait().unwrap().code(), Some(0));
+}
