@@ -118,12 +118,20 @@ impl Addr {
         if u32::from_be(first(high)) >= 0xfe80_0000 {
             return Class::Restricted;
         }
-        let six_to_four = high & join(0xffff_0000_u32.to_be(), 0) == join(0x2002_0000_u32.to_be(), 0);
-        let teredo = first(high) == 0x2001_0000_u32.to_be();
-        let isatap = first(low) & (!0x0300_0000_u32).to_be() == 0x0000_5efe_u32.to_be();
+        if high & join(0xffff_0000_u32.to_be(), 0) == join(0x2002_0000_u32.to_be(), 0) {
+            return Class::Tunnel; // 6to4
+        }
+        if first(high) == 0x2001_0000_u32.to_be() {
+            return Class::Tunnel; // Teredo
+        }
+        if first(low) & (!0x0300_0000_u32).to_be() == 0x0000_5efe_u32.to_be() {
+            return Class::Tunnel; // ISATAP
+        }
         let local_prefix = join(u32::MAX, 0xffff_0000_u32.to_be());
-        let nat64_local = high & local_prefix == join(0x0064_ff9b_u32.to_be(), 0x0001_0000_u32.to_be());
-        if six_to_four || teredo || isatap || nat64_local { Class::Tunnel } else { Class::Global }
+        if high & local_prefix == join(0x0064_ff9b_u32.to_be(), 0x0001_0000_u32.to_be()) {
+            return Class::Tunnel; // local-use NAT64
+        }
+        Class::Global
     }
 
     /// True for `fe80::/10`.

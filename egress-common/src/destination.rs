@@ -73,16 +73,20 @@ impl PortRange {
     /// True where the range covers the port for one of the protocols and, being wider than one port, counts.
     #[inline(always)]
     pub const fn hit(self, protocol: Protocols, port: u32, wide_counts: bool) -> bool {
-        self.hit_within(protocol, port, if wide_counts { u16::MAX as u32 } else { 0 })
+        self.hits(protocol, port as u64, if wide_counts { u16::MAX as u64 } else { 0 }) >> 63 != 0
     }
 
-    /// True where the range covers the port for one of the protocols and reaches no more than `widest` beyond its first.
+    /// Highest bit set where the range covers the port for one of the protocols and reaches no more than `widest` beyond
+    /// its first port. Without a branch: the kernel's verifier walks both sides of each.
     #[inline(always)]
-    pub const fn hit_within(self, protocol: Protocols, port: u32, widest: u32) -> bool {
-        let first = self.first as u32;
-        // Below `first` the differences wrap around to more than any width.
-        let span = (self.last as u32).wrapping_sub(first);
-        span <= widest && port.wrapping_sub(first) <= span && self.protocols.0 & protocol.0 != 0
+    pub const fn hits(self, protocol: Protocols, port: u64, widest: u64) -> u64 {
+        let first = self.first as u64;
+        let span = (self.last as u64).wrapping_sub(first);
+        let reach = port.wrapping_sub(first);
+        // Each difference is negative where its side of `0 <= reach <= span <= widest` does not hold.
+        let outside = reach | span.wrapping_sub(reach) | widest.wrapping_sub(span);
+        let spoken_of = 0_u64.wrapping_sub((self.protocols.0 & protocol.0) as u64);
+        spoken_of & !outside
     }
 }
 

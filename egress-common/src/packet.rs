@@ -50,12 +50,6 @@ pub trait Bytes {
 
     /// `N` double words likewise.
     fn doubles<const N: usize>(&self, offset: u32) -> Option<[u64; N]>;
-
-    /// Zero, as far as the compiler and the verifier know it: what they can tell apart, the verifier walks apart.
-    #[inline(always)]
-    fn zero(&self) -> u32 {
-        0
-    }
 }
 
 /// The bytes of a double word from the first to the last, as one number.
@@ -197,46 +191,79 @@ pub fn parse(bytes: &impl Bytes, offset: u32, ethertype: u16) -> Result<Flow, Re
 /// [`parse`] into a flow that was [`Flow::NONE`]. What could be read is there on an error too, for the report.
 #[inline(always)]
 pub fn parse_into(bytes: &impl Bytes, offset: u32, ethertype: u16, flow: &mut Flow) -> Result<(), Reason> {
-    let transport = match ethertype {
-        ethertype::IPV4 => network_v4(bytes, offset, flow)?,
-        ethertype::IPV6 => network_v6(bytes, offset, flow)?,
-        _ => return Err(Reason::EtherType),
-    };
-    let protocol = transport.protocol;
-    flow.protocol = protocol as u8;
-    flow.tail = transport.fragment != 0;
-    let has_ports = protocol == u32::from(protocol::TCP) || protocol == u32::from(protocol::UDP);
-    if !has_ports && protocol != transport.icmp {
-        return Err(if is_extension(protocol) { Reason::ExtensionHeader } else { Reason::Protocol });
-    }
-    if transport.fragment != 0 {
-        return Ok(());
-    }
-    // Eight bytes are the shortest of the three headers.
-    let [first] = bytes.doubles::<1>(transport.at).ok_or(Reason::Truncated)?;
-    let first = host(first);
-    if !has_ports {
-        flow.detail = (first >> 56) as u8;
-        return Ok(());
-    }
-    flow.src_port = (first >> 48) as u16;
-    flow.dst_port = (first >> 32) as u16;
-    if protocol == u32::from(protocol::TCP) {
-        let [flags] = bytes.doubles::<1>(transport.at + 8).ok_or(Reason::Truncated)?;
-        flow.detail = (host(flags) >> 16) as u8;
-    }
-    Ok(())
+    let transport = network(bytes, offset, ethertype, flow)?;
+    transport.read(bytes, flow)
 }
 
-/// What the network header says of the transport header.
-struct Transport {
-    protocol: u32,
+/// The first step of [`parse_into`]: addresses, and what the transport header is.
+#[inline(always)]
+pub fn network(bytes: &impl Bytes, offset: u32, ethertype: u16, flow: &mut Flow) -> Result<Transport, Reason> {
+    match ethertype {
+        ethertype::IPV4 => network_v4(bytes, offset, flow),
+        ethertype::IPV6 => network_v6(bytes, offset, flow),
+        _ => Err(Reason::EtherType),
+    }
+}
+
+/// What the network header says of the transport header. Each below 2¹⁶.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transport {
+    /// IP protocol number.
+    pub protocol: u32,
     /// The ICMP of this family, the one that it carries.
-    icmp: u32,
+    pub icmp: u32,
     /// Fragment offset, in any unit: 0 for whole packets and first fragments.
-    fragment: u32,
+    pub fragment: u32,
     /// Where it begins.
-    at: u32,
+    pub at: u32,
+}
+
+impl Transport {
+    /// One number that BPF can pass in a register.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        (self.protocol as u64) << 48 | (self.icmp as u64) << 32 | (self.fragment as u64) << 16 | self.at as u64
+    }
+
+    /// Inverse of [`Transport::pack`].
+    #[inline(always)]
+    pub const fn unpack(number: u64) -> Self {
+        Self {
+            protocol: (number >> 48) as u32,
+            icmp: (number >> 32 & 0xffff) as u32,
+            fragment: (number >> 16 & 0xffff) as u32,
+            at: (number & 0xffff) as u32,
+        }
+    }
+
+    /// The second step of [`parse_into`]: ports, flags, types.
+    #[inline(always)]
+    pub fn read(self, bytes: &impl Bytes, flow: &mut Flow) -> Result<(), Reason> {
+        let protocol = self.protocol;
+        flow.protocol = protocol as u8;
+        let has_ports = protocol == u32::from(protocol::TCP) || protocol == u32::from(protocol::UDP);
+        if !has_ports && protocol != self.icmp {
+            return Err(if is_extension(protocol) { Reason::ExtensionHeader } else { Reason::Protocol });
+        }
+        if self.fragment != 0 {
+            flow.tail = true;
+            return Ok(());
+        }
+        // Eight bytes are the shortest of the three headers.
+        let [first] = bytes.doubles::<1>(self.at).ok_or(Reason::Truncated)?;
+        let first = host(first);
+        if !has_ports {
+            flow.detail = (first >> 56) as u8;
+            return Ok(());
+        }
+        flow.src_port = (first >> 48) as u16;
+        flow.dst_port = (first >> 32) as u16;
+        if protocol == u32::from(protocol::TCP) {
+            let [flags] = bytes.doubles::<1>(self.at + 8).ok_or(Reason::Truncated)?;
+            flow.detail = (host(flags) >> 16) as u8;
+        }
+        Ok(())
+    }
 }
 
 #[inline(always)]
@@ -268,7 +295,7 @@ fn network_v6(bytes: &impl Bytes, offset: u32, flow: &mut Flow) -> Result<Transp
     let mut transport = Transport {
         protocol: (start >> 8 & 0xff) as u32,
         icmp: protocol::ICMPV6.into(),
-        fragment: bytes.zero(),
+        fragment: 0,
         at: offset + 40,
     };
     let is_fragment = transport.protocol == HEADER_FRAGMENT;

@@ -129,9 +129,11 @@ impl Rule {
     /// True where one of the [`RANGES_AT_ONCE`] ranges from `start` holds what is asked.
     #[inline(always)]
     pub fn covers_at(&self, start: usize, asked: Asked) -> bool {
-        let (protocol, port, widest) = (asked.protocol(), u32::from(asked.port()), asked.widest());
+        let (protocol, port, widest) = (asked.protocol(), u64::from(asked.port()), asked.widest());
         let Some(ranges) = self.ranges.get(start..start + RANGES_AT_ONCE) else { return false };
-        ranges.iter().any(|range| range.hit_within(protocol, port, widest))
+        // The highest bit of one number says whether any does: one branch for the verifier instead of three for each.
+        let hits = ranges.iter().fold(0, |hits, range| hits | range.hits(protocol, port, widest));
+        hits >> 63 != 0
     }
 }
 

@@ -53,6 +53,8 @@ const PATH_SHIFT: u32 = 21;
 /// Ranges of more than one port count: always in a deny; in an allow unless the port is a name service's.
 const WIDE_COUNTS: u64 = 1 << 23;
 const NAME_SERVICE_SHIFT: u32 = 24;
+/// A packet that opens a TCP connection.
+const OPENS: u64 = 1 << 25;
 const MODE_SHIFT: u32 = 32;
 const MASK_SHIFT: u32 = 40;
 const VALUE_SHIFT: u32 = 44;
@@ -66,7 +68,8 @@ const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
 
 /// Port, protocol, path and mode in one number: bits 0-15 the port, 16 whether there is one, 17-18 [`Protocols`], 19 ICMP,
-/// 20 an echo request, 21-22 [`Path`], 23 whether ranges of more than one port count, 24 a name service's port,
+/// 20 an echo request, 21-22 [`Path`], 23 whether ranges of more than one port count, 24 a name service's port, 25 a packet that opens a
+/// TCP connection,
 /// 32-34 [`Mode`], 40-42 which rule flags it looks at, 44-46 what they must be, 48-49 [`Class`] until a mode is set.
 ///
 /// One opaque number on purpose: the verifier follows every constant that it can tell apart, and would walk each function
@@ -92,12 +95,6 @@ impl Asked {
         Self(word)
     }
 
-    /// The same question, asked elsewhere. `self` was asked by a [`Path::Socket`].
-    #[inline(always)]
-    pub const fn on(self, path: Path) -> Self {
-        Self(self.0 | (path as u64) << PATH_SHIFT)
-    }
-
     /// The same question of another port, where it has one.
     #[inline(always)]
     pub const fn to_port(self, port: u16) -> Self {
@@ -111,7 +108,14 @@ impl Asked {
     #[inline(always)]
     pub const fn of(flow: &Flow, path: Path) -> Self {
         let port = if flow.tail { None } else { Some(flow.dst_port) };
-        Self::new(path, flow.protocol, port, flow.detail)
+        let Self(word) = Self::new(path, flow.protocol, port, flow.detail);
+        Self(word | flow.opens_connection() as u64 * OPENS)
+    }
+
+    /// What [`Flow::opens_connection`] said; false for a socket call.
+    #[inline(always)]
+    pub const fn opens_connection(self) -> bool {
+        self.0 & OPENS != 0
     }
 
     /// Asks a rule whether it is still there.
@@ -176,8 +180,8 @@ impl Asked {
 
     /// How far beyond its first port a range that counts may reach.
     #[inline(always)]
-    pub const fn widest(self) -> u32 {
-        (self.0 / WIDE_COUNTS & 1) as u32 * u16::MAX as u32
+    pub const fn widest(self) -> u64 {
+        (self.0 / WIDE_COUNTS & 1) * u16::MAX as u64
     }
 
     /// Port, host order; 0 where there is none.

@@ -75,49 +75,68 @@ fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers) -> Verdict
     if packet.has_vlan() {
         return Reason::EtherType.into();
     }
-    // Each kind of frame names one address that must be the sandbox's own, and what it is worth if so.
-    let (own, verdict) = if packet.ethertype() == ethertype::ARP {
-        match neighbour::arp(&packet, packet.len()) {
-            // Address conflict detection (RFC 5227) asks from the unspecified address.
-            Ok(sender) if sender == Addr::v4(0) => return Reason::Neighbour.into(),
-            Ok(sender) => (sender, Some(Reason::Neighbour)),
-            Err(reason) => return reason.into(),
-        }
-    } else {
-        let read = packet.read(ETHERNET_LEN, headers);
-        if !read.allows() {
-            return read;
-        }
-        let flow = &headers.flow;
-        if neighbour::is_discovery(flow) {
-            match neighbour::discovery(&packet, flow, packet.len()) {
-                Ok(None) => return Reason::Neighbour.into(),
-                Ok(Some(own)) => (own, Some(Reason::Neighbour)),
-                Err(reason) => return reason.into(),
-            }
-        } else {
-            (flow.src, None)
-        }
-    };
-    if !is_source(tenant, own) {
+    if packet.ethertype() == ethertype::ARP {
+        return Verdict(judge_arp_at(packet.skb(), tenant.slot.into()));
+    }
+    let read = packet.read(ETHERNET_LEN, headers);
+    if !read.allows() {
+        return read;
+    }
+    if neighbour::is_discovery(&headers.flow) {
+        return Verdict(judge_discovery_at(packet.skb(), tenant.slot.into(), headers));
+    }
+    if !is_source(tenant.slot.into(), headers.flow.src) {
         return Reason::Source.into();
     }
-    match verdict {
-        Some(reason) => reason.into(),
-        None => judge_flow(tenant, packet, headers),
-    }
+    judge_flow(tenant, packet, headers)
+}
+
+// Global BPF functions: what is rare is verified apart from what is not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_arp_at(skb: *mut __sk_buff, slot: u64) -> u64 {
+    let packet = Packet::from(skb);
+    let reason = match neighbour::arp(&packet, packet.len()) {
+        // Address conflict detection (RFC 5227) asks from the unspecified address.
+        Ok(sender) if sender == Addr::v4(0) || is_source(slot, sender) => Reason::Neighbour,
+        Ok(_) => Reason::Source,
+        Err(reason) => reason,
+    };
+    Verdict::from(reason).0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_discovery_at(skb: *mut __sk_buff, slot: u64, headers: *const Headers) -> u64 {
+    let packet = Packet::from(skb);
+    // SAFETY: null, or whole headers of the caller's, as the verifier checks.
+    let Some(headers) = (unsafe { headers.as_ref() }) else { return Verdict::from(Reason::NeighbourForm).0 };
+    let reason = match neighbour::discovery(&packet, &headers.flow, packet.len()) {
+        Ok(own) if own.is_none_or(|own| is_source(slot, own)) => Reason::Neighbour,
+        Ok(_) => Reason::Source,
+        Err(reason) => reason,
+    };
+    Verdict::from(reason).0
 }
 
 #[inline(always)]
-fn is_source(tenant: Tenant, addr: Addr) -> bool {
-    SOURCES.get_ptr(&Placed::new(PermitKey { slot: tenant.slot, addr }).key).is_some()
+fn is_source(slot: u64, addr: Addr) -> bool {
+    let (high, low) = addr.pack();
+    is_source_at(slot, high, low) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_source_at(slot: u64, high: u64, low: u64) -> u64 {
+    let key = PermitKey { slot: narrow(slot), addr: Addr::unpack(high, low) };
+    SOURCES.get_ptr(&Placed::new(key).key).is_some().into()
 }
 
 #[inline(always)]
 fn judge_flow(tenant: Tenant, packet: Packet, headers: &Headers) -> Verdict {
     let flow = &headers.flow;
     if is_icmp_error(flow) {
-        return Verdict(quoted_at(packet.skb(), tenant.slot.into(), flow));
+        return Verdict(quoted_at(packet.skb(), tenant.slot.into(), headers));
     }
     let verdict = maps::judge(tenant, headers.question());
     if verdict.allows() {
@@ -126,7 +145,7 @@ fn judge_flow(tenant: Tenant, packet: Packet, headers: &Headers) -> Verdict {
         }
         return verdict;
     }
-    if verdict.is_miss() && !flow.opens_connection() && flows::goes_on(tenant, flow) {
+    if verdict.is_miss() && !Asked(headers.asked).opens_connection() && flows::goes_on(tenant, flow) {
         return Reason::Established.into();
     }
     verdict
@@ -136,12 +155,12 @@ fn judge_flow(tenant: Tenant, packet: Packet, headers: &Headers) -> Verdict {
 /// function, rarely run and verified apart.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, flow: *const Flow) -> u64 {
+extern "C" fn quoted_at(skb: *mut __sk_buff, slot: u64, headers: *const Headers) -> u64 {
     let slot = narrow(slot);
-    // SAFETY: null, or a whole flow of the caller's, as the verifier checks.
-    if let Some(flow) = unsafe { flow.as_ref() }
+    // SAFETY: null, or whole headers of the caller's, as the verifier checks.
+    if let Some(headers) = unsafe { headers.as_ref() }
         && let Some(sandbox) = SANDBOXES.get(slot)
-        && quotes_permitted(Tenant { slot, sandbox }, Packet::from(skb), flow)
+        && quotes_permitted(Tenant { slot, sandbox }, Packet::from(skb), &headers.flow)
     {
         return Verdict::from(Reason::Permitted).0;
     }
@@ -159,7 +178,7 @@ fn quotes_permitted(tenant: Tenant, packet: Packet, flow: &Flow) -> bool {
     // As the sandbox would have answered it.
     let inner = &headers.flow;
     let answer = Flow { src: inner.dst, dst: inner.src, src_port: inner.dst_port, dst_port: inner.src_port, ..*inner };
-    if answer.dst != flow.dst || answer.tail || !is_source(tenant, answer.src) {
+    if answer.dst != flow.dst || answer.tail || !is_source(tenant.slot.into(), answer.src) {
         return false;
     }
     maps::judge(tenant, Question { dst: answer.dst, asked: Asked(headers.asked).to_port(answer.dst_port) }).allows() || flows::goes_on(tenant, &answer)

@@ -144,10 +144,8 @@ extern "C" fn covers_at(index: u64, start: u64, asked: u64) -> u64 {
 #[inline(never)]
 extern "C" fn match_at(index: u64, tag: u64, slot: u64, asked: u64) -> u64 {
     let asked = Asked(asked);
-    match_rule_by(RULES.get(narrow(index)), narrow(tag), narrow(slot), asked, |rule, start| {
-        // Nearly every rule is answered by the first look.
-        if start == 0 { rule.covers_at(0, asked) } else { covers_at(index, start as u64, asked.0) != 0 }
-    }) as u64
+    let covers = |_: &Rule, start| covers_at(index, start as u64, asked.0) != 0;
+    match_rule_by(RULES.get(narrow(index)), narrow(tag), narrow(slot), asked, covers) as u64
 }
 
 #[unsafe(no_mangle)]

@@ -87,7 +87,7 @@ fn excuse(tenant: Tenant, packet: Packet, headers: &Headers, verdict: Verdict) -
     if !verdict.is_miss() && !(on_loopback && verdict.is(Reason::LoopbackClosed)) {
         return verdict;
     }
-    let opens = flow.opens_connection();
+    let opens = Asked(headers.asked).opens_connection();
     if !opens && flows::goes_on(tenant, flow) {
         return Reason::Reply.into();
     }
@@ -143,21 +143,44 @@ fn translates(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), headers
 /// Whether a packet off loopback may come in, and the memory of flows that listed peers opened.
 #[inline(always)]
 pub(crate) fn admit(tenant: Tenant, headers: &Headers) -> Verdict {
-    let flow = &headers.flow;
-    let opens = flow.opens_connection();
-    let mut verdict = Verdict::from(if opens { Reason::Inbound } else { Reason::Permitted });
-    if tenant.sandbox.flags & flags::INBOUND == 0 {
-        return verdict;
-    }
-    let listed = KernelTables.network(&PermitKey { slot: tenant.slot, addr: flow.src.routed() }).map_or(RuleRef::NONE, |network| network.inbound);
-    let asked = Asked(headers.asked).read_as(Mode::Inbound);
-    if (opens || flow.protocol == protocol::UDP) && matches!(KernelTables.matches(listed, tenant.slot, asked), Match::Hit) {
-        flows::open(tenant, flow, listed);
-        verdict = Reason::Permitted.into();
-    } else {
+    let (flow, asked) = (&headers.flow, Asked(headers.asked));
+    let opens = asked.opens_connection();
+    if tenant.sandbox.flags & flags::INBOUND != 0 {
+        let rule = if opens || flow.protocol == protocol::UDP { welcome(tenant, flow.src, asked) } else { RuleRef::NONE };
+        if !rule.is_none() {
+            flows::open(tenant, flow, rule);
+            return Reason::Permitted.into();
+        }
         flows::hear(tenant, flow);
     }
-    verdict
+    if opens { Reason::Inbound.into() } else { Reason::Permitted.into() }
+}
+
+/// The rule that lists the peer for what it asks.
+#[inline(always)]
+fn welcome(tenant: Tenant, peer: Addr, asked: Asked) -> RuleRef {
+    let (high, low) = peer.pack();
+    Verdict(welcome_at(tenant.slot.into(), high, low, asked.0)).rule()
+}
+
+// Two global BPF functions, so that the second is not walked once for each kind of address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn welcome_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    let (high, low) = Addr::unpack(high, low).routed().pack();
+    welcome_routed_at(slot, high, low, asked)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn welcome_routed_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+    let key = PermitKey { slot: narrow(slot), addr: Addr::unpack(high, low) };
+    if let Some(network) = KernelTables.network(&key)
+        && let Match::Hit = KernelTables.matches(network.inbound, key.slot, Asked(asked).read_as(Mode::Inbound))
+    {
+        return Verdict::by(Reason::Permitted, network.inbound, false).0;
+    }
+    Verdict::from(Reason::Inbound).0
 }
 
 /// With open loopback every reply passes anyway; with a list of ports the reply needs its flow on record.
