@@ -168,7 +168,15 @@ impl Builder {
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
         refuse_nesting(&self.directories, cgroup)?;
-        let root = PinRoot::open(&self.directories.pin, &turn)?;
+        let root = match PinRoot::open(&self.directories.pin, &turn) {
+            Ok(root) => root,
+            Err(error) => {
+                if Record::all(&self.directories)?.is_empty() {
+                    turn.remove()?;
+                }
+                return Err(error.into());
+            }
+        };
         let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
         let made = self.make(cgroup, plan.clone(), &root);
         if made.is_ok() {
