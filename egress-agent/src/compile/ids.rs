@@ -21,7 +21,7 @@ pub struct RuleIds {
     /// Indices from here on were never used.
     unused: u32,
     next_tag: u32,
-    /// First freed, first used again: an index rests as long as possible.
+    /// First freed, first used again, and only when every index was used once: an index rests as long as possible.
     free: VecDeque<u32>,
     live: HashMap<RuleKey, RuleRef>,
 }
@@ -84,9 +84,12 @@ impl RuleIds {
         if let Some(&known) = self.live.get(key) {
             return known;
         }
-        let index = self.free.pop_front().unwrap_or(self.unused);
-        if index == self.unused {
+        let mut index = self.unused;
+        if index < self.capacity {
             self.unused += 1;
+        } else {
+            // `assign` counted: there is one.
+            index = self.free.pop_front().unwrap_or(index);
         }
         let rule = RuleRef { index, tag: self.next_tag };
         self.next_tag += 1;

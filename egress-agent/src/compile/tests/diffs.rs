@@ -2,7 +2,7 @@
 
 use super::lab::{LIMITS, SLOT, facts, image, lines, policy, question, questions};
 use crate::compile::{Change, Facts, Image, ImageTables, RuleIds, compile, diff};
-use egress_common::{addr::Addr, permit::Grant};
+use egress_common::{addr::Addr, permit::Grant, sandbox::flags};
 use proptest::prelude::*;
 use std::net::IpAddr;
 
@@ -87,16 +87,21 @@ fn only_what_changed_is_written_and_references_stay() {
 
 #[test]
 fn rules_come_first_and_go_last_and_closing_comes_before_opening() {
-    let images = compiled(&["[allow]\naddresses = [\"10.0.0.0/8\"]", "[allow]\naddresses = [\"192.0.2.0/24\"]\n[deny]\naddresses = [\"203.0.113.0/24\"]"]);
+    let images = compiled(&[
+        "[allow]\naddresses = [\"10.0.0.0/8\"]",
+        "[allow]\naddresses = [\"192.0.2.0/24\"]\n[deny]\naddresses = [\"203.0.113.0/24\"]",
+    ]);
     let kinds: Vec<&str> = diff(&images[0], &images[1])
         .iter()
         .map(|change| match change {
             Change::SetRule(..) => "rule",
-            Change::SetNetwork(prefix, network) => match (prefix.to_string().as_str(), network.allow.is_none() && network.deny.is_none()) {
-                (_, true) => "same or closed",
-                ("203.0.113.0/24", _) => "deny",
-                _ => "allow",
-            },
+            Change::SetNetwork(prefix, network) => {
+                match (prefix.to_string().as_str(), network.allow.is_none() && network.deny.is_none()) {
+                    (_, true) => "same or closed",
+                    ("203.0.113.0/24", _) => "deny",
+                    _ => "allow",
+                }
+            }
             Change::RemoveNetwork(_) => "remove",
             Change::ClearRule(_) => "clear",
             Change::Restamp => "restamp",
@@ -105,13 +110,27 @@ fn rules_come_first_and_go_last_and_closing_comes_before_opening() {
         .collect();
     assert_eq!(
         kinds,
-        ["rule", "rule", "same or closed", "same or closed", "same or closed", "deny", "restamp", "allow", "remove", "clear"]
+        [
+            "rule",
+            "rule",
+            "same or closed",
+            "same or closed",
+            "same or closed",
+            "deny",
+            "restamp",
+            "allow",
+            "remove",
+            "clear"
+        ]
     );
 }
 
 #[test]
 fn a_learned_permit_is_stamped_and_loses_what_is_gone() {
-    let images = compiled(&["[allow]\nnames = [\"a.test\", \"b.test\"]", "[allow]\nnames = [\"b.test\"]\n[deny]\naddresses = [\"198.51.100.0/24:443\"]"]);
+    let images = compiled(&[
+        "[allow]\nnames = [\"a.test\", \"b.test\"]",
+        "[allow]\nnames = [\"b.test\"]\n[deny]\naddresses = [\"198.51.100.0/24:443\"]",
+    ]);
     let addr = Addr::from("198.51.100.7".parse::<IpAddr>().unwrap());
     let grant = |rule| Grant { expires_ns: HOUR_NS, rule };
     let [a, b] = images[0].name_rules[..] else { panic!("two names") };
@@ -136,7 +155,8 @@ fn a_learned_permit_is_stamped_and_loses_what_is_gone() {
 
 #[test]
 fn a_learned_permit_does_not_hide_what_the_policy_names() {
-    let image = image("[allow]\nnames = [\"a.test:443\"]\naddresses = [\"198.51.100.7:22\", \"203.0.113.0/24:25\"]", true);
+    let image =
+        image("[allow]\nnames = [\"a.test:443\"]\naddresses = [\"198.51.100.7:22\", \"203.0.113.0/24:25\"]", true);
     for (addr, port) in [("198.51.100.7", 22), ("203.0.113.9", 25)] {
         let ip: IpAddr = addr.parse().unwrap();
         let mut tables = ImageTables::from(&image);
@@ -152,6 +172,25 @@ fn a_learned_permit_does_not_hide_what_the_policy_names() {
     }
     assert!(image.static_grant_for("198.51.100.7".parse::<IpAddr>().unwrap()).is_some());
     assert!(image.static_grant_for("203.0.113.9".parse::<IpAddr>().unwrap()).is_none());
+}
+
+#[test]
+fn what_widens_comes_last_and_what_narrows_comes_first() {
+    let images =
+        compiled(&["mode = \"observe\"\n[allow]\nicmp = \"echo\"\nloopback = [80]", "[allow]\nloopback = [443]"]);
+    let settings = |old: &Image, new: &Image| -> Vec<(usize, u32)> {
+        let changes = diff(old, new);
+        let last = changes.iter().rposition(|change| !matches!(change, Change::ClearRule(_))).unwrap();
+        let written = changes.iter().enumerate().filter_map(|(index, change)| match change {
+            Change::SetSandbox(settings) => Some((last - index, settings.flags & (flags::OBSERVE | flags::ICMP_ECHO))),
+            _ => None,
+        });
+        written.collect()
+    };
+    let narrowing = settings(&images[0], &images[1]);
+    assert!(matches!(narrowing.as_slice(), [(_, 0), (0, 0)]), "{narrowing:?}");
+    let widening = settings(&images[1], &images[0]);
+    assert_eq!(widening, [(0, flags::OBSERVE | flags::ICMP_ECHO)]);
 }
 
 #[test]
