@@ -13,8 +13,8 @@ pub(super) struct RuleKey {
     pub(super) lines: Vec<String>,
 }
 
-/// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force, and keep
-/// the clone then.
+/// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force; if it does
+/// not, go on with the clone, after [`RuleIds::skip_tags`] where anything was written.
 #[derive(Clone, Debug)]
 pub struct RuleIds {
     capacity: u32,
@@ -58,6 +58,11 @@ impl RuleIds {
         if !known && index < self.unused {
             self.free.push_back(index);
         }
+    }
+
+    /// Gives out no tag that an attempt gave out whose image was written in part and then taken back.
+    pub fn skip_tags(&mut self, attempt: &Self) {
+        self.next_tag = self.next_tag.max(attempt.next_tag);
     }
 
     /// Frees every rule of a slot, once its entries are cleared.

@@ -229,6 +229,13 @@ fn what_does_not_fit_is_refused_whole_and_changes_nothing() {
     let full = compile(&policy("[allow]\nnames = [\"a.test\", \"b.test\"]"), &facts(true), SLOT, &mut ids, LIMITS);
     assert!(full.unwrap_err().to_string().contains("needs 4 new rules, and 3 are free"));
     assert_eq!(ids.next_tag(), 1);
+
+    let mut ids = RuleIds::new(8);
+    let mut attempt = ids.clone();
+    compile(&policy(""), &facts(true), SLOT, &mut attempt, LIMITS).unwrap();
+    ids.skip_tags(&attempt);
+    let image = compile(&policy(""), &facts(true), SLOT, &mut ids, LIMITS).unwrap();
+    assert_eq!(image.rules.keys().map(|rule| rule.tag).min(), Some(3));
 }
 
 #[test]
