@@ -19,6 +19,7 @@ mod lab;
 mod names;
 mod net;
 mod own;
+mod parity;
 mod pins;
 mod platform;
 mod refusals;
