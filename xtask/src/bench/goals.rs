@@ -3,7 +3,7 @@
 use super::{
     side::Filter,
     startup,
-    table::{BULK, CONNECT, Results, SEND, SENDTO_RANDOM},
+    table::{CONNECT, Results, SEND, SENDTO_RANDOM},
 };
 
 /// One figure and its limit.
@@ -28,7 +28,6 @@ pub(super) fn all(results: &Results, sizes: &[u32]) -> Vec<Goal> {
         goal("UDP packet, with the device", 1.18, ratio(SEND, Filter::EgressdDevice), "x"),
         goal("connect p50, cgroup hooks, 1k permits", 1.10, ratio(CONNECT, Filter::Egressd), "x"),
         goal("connect p50, with the device", 1.15, ratio(CONNECT, Filter::EgressdDevice), "x"),
-        goal("CPU per GB of TCP beside nftables", 1.0, beside_nftables(results), "x"),
         goal("growth of the added cost, fewest to most permits", 3.0, growth(results, sizes), "x"),
         goal(
             "egress program, allowed IPv4 UDP packet (an empty one reads 26 ns)",
@@ -37,15 +36,11 @@ pub(super) fn all(results: &Results, sizes: &[u32]) -> Vec<Goal> {
             "ns",
         ),
         goal("loading all programs", 12.0, figure(startup::LOAD_MS), "ms"),
-        goal("attaching a sandbox, programs loaded", 1.0, figure(startup::ATTACH_MS), "ms"),
+        goal("attaching a sandbox, less loading", 1.0, figure(startup::ATTACH_MS), "ms"),
         goal("`run -- true`, more than `true`", 15.0, figure(startup::RUN_MS), "ms"),
         goal("one more permit through the agent, p50", 200.0, figure(startup::PERMIT_US), "us"),
         goal("kernel memory, 1k permits", 4.0, results.kernel_bytes.get(&USUAL).map(|bytes| *bytes as f64 / 1e6), "MB"),
     ]
-}
-
-fn beside_nftables(results: &Results) -> Option<f64> {
-    Some(results.ratio(BULK, USUAL, Filter::Egressd)? / results.ratio(BULK, USUAL, Filter::Nftables)?)
 }
 
 /// By random destinations, because one destination stays in the cache whatever the size.
