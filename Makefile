@@ -31,7 +31,7 @@ demo test bench mutants setup: toolchain
 toolchain:
 	@command -v rustup >/dev/null || PATH="$(USER_HOME)/.cargo/bin:$$PATH" command -v rustup >/dev/null || \
 	  { echo 'egressd: rustup is missing: install it from https://rustup.rs, then run make again' >&2; exit 1; }
-	@command -v cc >/dev/null || { echo 'egressd: installing gcc, the linker of everything'; apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev; }
+	@command -v cc >/dev/null || { echo 'egressd: installing gcc, the linker of everything'; apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev >/dev/null; }
 	@have=$$($(AS_USER) rustup component list --installed --toolchain $(TOOLCHAIN) 2>/dev/null); \
 	for c in $(COMPONENTS); do case "$$have" in *$$c*) ;; *) missing=1 ;; esac; done; \
 	test -z "$$missing" || $(AS_USER) rustup toolchain install $(TOOLCHAIN) --profile minimal --no-self-update $(addprefix -c ,$(COMPONENTS))

@@ -90,11 +90,13 @@ impl Step {
         };
         println!("$ {shown}");
         let as_expected = self.expected.is_met_by(&output);
-        let said = output.stdout.lines().chain(output.stderr.lines()).filter(|line| !line.trim().is_empty());
-        // Two lines tell it: curl's, and egressd's where it denied.
-        let wanted = if as_expected { 2 } else { usize::MAX };
-        for line in said.take(wanted) {
-            println!("  {line}");
+        for line in output.stdout.lines().chain(output.stderr.lines()) {
+            // When all is well, what was answered and what was denied tell it; otherwise every word counts.
+            let notice = line.starts_with("egressd:") && !line.contains("denied");
+            let dull = line.trim().is_empty() || (as_expected && notice);
+            if !dull {
+                println!("  {line}");
+            }
         }
         if !as_expected {
             println!("  NOT AS EXPECTED: should be {}, exit status is {:?}", self.expected.words(), output.code);

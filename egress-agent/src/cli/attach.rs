@@ -5,7 +5,6 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
-    observe::event::Kind,
     policy::{Mode, Policy},
     sandbox::{Directories, Level, Released, Sandbox},
 };
@@ -111,8 +110,7 @@ impl Attach {
             ready.write_all(b"\n").context("cannot write to --ready-fd")?;
         }
         let Some(signals) = signals else {
-            let name = sandbox.name().to_owned();
-            sandbox.pin(&name)?;
+            sandbox.pin()?;
             return Ok(Exit::Done.into());
         };
         follow(sandbox, &signals)
@@ -123,16 +121,15 @@ impl Attach {
 fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
     let events = sandbox.events();
     while signals.read_signal().context("cannot read signals")?.is_none() {
-        match events.next_within(PATIENCE) {
-            Ok(Some(event)) if event.event == Kind::Detach => {
-                term::say("detached by another egressd");
-                return Ok(Exit::Done.into());
-            }
-            Ok(_) => {}
-            Err(ended) => {
-                term::say(&format!("enforcement lost: {ended}"));
-                return Ok(Exit::Lost.into());
-            }
+        if sandbox.was_detached() {
+            term::say(&format!("{} was detached by another egressd", sandbox.name()));
+            // Its pins are gone: there is nothing left to leave closed.
+            drop(sandbox.release());
+            return Ok(Exit::Done.into());
+        }
+        if let Err(ended) = events.next_within(PATIENCE) {
+            term::say(&format!("enforcement lost: {ended}"));
+            return Ok(Exit::Lost.into());
         }
     }
     let name = sandbox.name().to_owned();

@@ -11,7 +11,7 @@ use egress_agent::{
     },
     sandbox::{self, Directories},
 };
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 /// How often a followed file is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -96,7 +96,7 @@ impl Events {
         if self.json {
             term::out(&event.to_json_line()?)
         } else {
-            term::out(&line(event, &term::verdict(event.verdict)))
+            term::out(&line(event, &event.verdict.map(term::verdict).unwrap_or_default()))
         }
     }
 }
@@ -117,17 +117,18 @@ fn line(event: &Event, verdict: &str) -> String {
     words.join(" ")
 }
 
-/// `name [address]:port/proto`, as much as there is of it.
+/// As a policy has it, `name:port/proto`, and the address behind a name.
 fn destination(event: &Event) -> String {
-    let host = match (&event.dst_name, event.dst_ip) {
-        (Some(name), Some(ip)) => format!("{} ({ip})", escape::text(name)),
-        (Some(name), None) => escape::text(name),
-        (None, Some(ip)) => ip.to_string(),
-        (None, None) => String::new(),
+    let (host, address) = match (&event.dst_name, event.dst_ip) {
+        (Some(name), Some(ip)) => (escape::text(name), format!(" ({ip})")),
+        (Some(name), None) => (escape::text(name), String::new()),
+        (None, Some(IpAddr::V6(ip))) if event.dst_port.is_some() => (format!("[{ip}]"), String::new()),
+        (None, Some(ip)) => (ip.to_string(), String::new()),
+        (None, None) => (String::new(), String::new()),
     };
-    let port = event.dst_port.map(|port| format!(" port {port}")).unwrap_or_default();
-    let proto = event.proto.as_deref().map(|proto| format!(" {}", escape::text(proto))).unwrap_or_default();
-    format!("{host}{port}{proto}").trim_start().to_owned()
+    let port = event.dst_port.map(|port| format!(":{port}")).unwrap_or_default();
+    let proto = event.proto.as_deref().map(|proto| format!("/{}", escape::text(proto))).unwrap_or_default();
+    format!("{host}{port}{proto}{address}")
 }
 
 #[cfg(test)]
@@ -166,7 +167,7 @@ mod tests {
         };
         assert_eq!(
             line(&connect, "deny"),
-            "1970-01-01T00:00:00.000Z ci dns deny 2001:db8::7 port 443 tcp not_permitted by \"[2001:db8:\\058]/32\""
+            "1970-01-01T00:00:00.000Z ci dns deny [2001:db8::7]:443/tcp not_permitted by \"[2001:db8:\\058]/32\""
         );
     }
 

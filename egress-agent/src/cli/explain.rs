@@ -43,7 +43,7 @@ impl Explain {
             term::out(&to_json(&explanations)?)?;
         } else {
             for explanation in &explanations {
-                term::out(&line(explanation, &term::verdict(Some(explanation.verdict))))?;
+                term::out(&line(explanation, &term::verdict(explanation.verdict)))?;
             }
         }
         Ok(Exit::Done.into())

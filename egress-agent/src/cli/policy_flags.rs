@@ -36,7 +36,8 @@ pub(super) struct PolicyFlags {
         hide_env_values = true,
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "require"
+        default_missing_value = "require",
+        hide = true
     )]
     pre_resolve: Option<How>,
     /// Block nothing, only report what would be denied, e.g. egressd run --observe -- make

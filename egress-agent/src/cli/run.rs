@@ -1,6 +1,6 @@
 //! `egressd run`: the order in which nothing can leave before it is judged.
 
-use super::{run_flags::Run, summary_file, term};
+use super::{exit::Refused, run_flags::Run, summary_file, term};
 use anyhow::{Context as _, Result};
 use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
@@ -10,7 +10,7 @@ use egress_agent::{
         Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Signals, Variable,
         environment, identity, level, parse_variable, spawn,
     },
-    sandbox::{Directories, Released, Sandbox},
+    sandbox::{Directories, Level, Released, Sandbox},
 };
 use std::{
     ffi::OsString,
@@ -24,12 +24,16 @@ use std::{
 /// Beginning of the names of the cgroups that `run` makes.
 const CGROUP_PREFIX: &str = "egressd";
 
+/// The capability to make raw sockets, as [`KeptCaps::names`] has it.
+const RAW_SOCKETS: &str = "net_raw";
+
 /// What the flags came to, before anything was made.
 struct Plan {
     signals: Signals,
     policy: Policy,
     identity: Identity,
     cap_names: Vec<String>,
+    raw_sockets: bool,
     fds: KeptFds,
     env: Vec<Variable>,
     argv: Vec<OsString>,
@@ -50,6 +54,7 @@ pub(super) fn run(run: Run, directories: &Directories) -> Result<u8> {
 
     let mount = CgroupMount::find()?;
     let parent = parent.map_or_else(|| Cgroup::own(&mount), |path| Cgroup::open(&mount, &path))?;
+    refuse_nesting(&parent)?;
     let cgroup = Cgroup::create_child(&parent, CGROUP_PREFIX)?;
     let outcome = confined(plan, &cgroup, directories);
     // Somebody who survived SIGKILL holds it, and stays under enforcement.
@@ -59,14 +64,26 @@ pub(super) fn run(run: Run, directories: &Directories) -> Result<u8> {
     outcome
 }
 
+/// Inside a sandbox that `run` made, where not even the records can be read, say why before the kernel says EACCES. The attach
+/// itself refuses by the records, whatever a cgroup's name is.
+fn refuse_nesting(parent: &Cgroup) -> Result<(), Refused> {
+    let made_by_run = |name: &std::path::Component<'_>| {
+        name.as_os_str().to_string_lossy().strip_prefix(CGROUP_PREFIX).is_some_and(|rest| rest.starts_with('-'))
+    };
+    match parent.name().components().find(made_by_run) {
+        Some(_) => Err(Refused::InSandbox(parent.name().to_owned())),
+        None => Ok(()),
+    }
+}
+
 fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
     let flags = run.flags;
     flags.refuse_later()?;
     let policy = run.policy.load()?;
     let caller = Caller::current(|name| std::env::var_os(name))?;
     let identity = identity(&caller, flags.user.as_deref(), &HostAccounts)?;
-    // Whether there is a device is known after attach; that the names make sense, now.
-    KeptCaps::parse(&flags.keep_cap, true)?;
+    // Whether a device holds them is known after attach; whether the names make sense, now.
+    let keeps = KeptCaps::parse(&flags.keep_cap, true)?;
     let added = flags.env.iter().map(|variable| parse_variable(variable)).collect::<Result<Vec<_>, _>>()?;
     let report = flags.summary.as_deref().map(|path| summary_file::create(path, &identity)).transpose()?;
     Ok(Plan {
@@ -75,6 +92,7 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
         env: environment(std::env::vars_os(), &identity, &added),
         identity,
         cap_names: flags.keep_cap,
+        raw_sockets: keeps.names().iter().any(|name| name == RAW_SOCKETS),
         fds,
         argv: run.command,
         netns: flags.netns,
@@ -87,7 +105,11 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
 /// Everything between the making of the cgroup and its removal. Dropping the sandbox on the way out of a failure detaches it:
 /// CMD was not started then.
 fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8> {
-    let mut builder = Sandbox::builder(plan.policy).cgroup(cgroup.path()).dirs(directories.clone());
+    let mut builder = Sandbox::builder(plan.policy)
+        .cgroup(cgroup.path())
+        .dirs(directories.clone())
+        .raw_sockets(plan.raw_sockets)
+        .privileged(plan.identity.uid == 0);
     if let Some(netns) = plan.netns {
         builder = builder.netns(netns);
     }
@@ -96,11 +118,17 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     if let Some(limit) = plan.wait_proxy {
         sandbox.await_proxies(limit)?;
     }
-    let device = sandbox.device().is_some();
+    let reached = sandbox.level();
+    let device = reached.level.is_some_and(|level| level >= Level::L2);
     let keep_caps = KeptCaps::parse(&plan.cap_names, device)?;
-    let delegated = cgroup.delegated_to(plan.identity.uid, &plan.identity.groups)?;
+    let mut gids = plan.identity.groups.clone();
+    gids.push(plan.identity.gid);
+    let delegated = cgroup.delegated_to(plan.identity.uid, &gids)?;
     let footing = Footing { identity: &plan.identity, caps: keep_caps, device, delegated: delegated.as_ref() };
-    term::say(&level(footing).to_string());
+    // Which devices lead past the enforced ones, only the sandbox knows.
+    let lacks = if sandbox.device().is_some() { reached.missing } else { Vec::new() };
+    let level = level(footing).to_string();
+    term::say(&std::iter::once(level).chain(lacks).collect::<Vec<_>>().join(", "));
     let command = Command {
         argv: plan.argv,
         env: plan.env,

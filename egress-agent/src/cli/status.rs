@@ -88,13 +88,10 @@ fn table(sandboxes: &[sandbox::Status]) -> term::Table {
     table
 }
 
-/// What is promised and what would take it to promise more, in one line.
+/// What is promised and what it would take to promise more, in one line.
 pub(super) fn level_line(reached: &Reached) -> String {
-    if reached.missing.is_empty() {
-        format!("level {}", reached.text)
-    } else {
-        format!("level {}; missing for the next: {}", reached.text, reached.missing.join("; "))
-    }
+    let parts: Vec<&str> = std::iter::once(&reached.text).chain(&reached.missing).map(String::as_str).collect();
+    format!("level {}", parts.join("; "))
 }
 
 #[cfg(test)]
@@ -114,7 +111,11 @@ mod tests {
             device: None,
             in_force: true,
             generation: 2,
-            level: Reached { level: Some(Level::L1), text: "L1".into(), missing: vec!["a network namespace".into()] },
+            level: Reached {
+                level: Some(Level::L1),
+                text: "L1".into(),
+                missing: vec!["for L2: a network namespace".into()],
+            },
             agent_pid: Some(77),
             hooks: vec![HookStatus { hook: "connect4".into(), attached: true }],
             maps: vec![MapUse { map: "PERMITS".into(), entries: 3, capacity: 65536 }],
@@ -128,7 +129,7 @@ mod tests {
             to_json(&[status()]).unwrap(),
             concat!(
                 r#"{"schema":1,"sandboxes":[{"sandbox":"egressd-1-0","policy":"ci-build","mode":"enforce","cgroup":"/ci/egressd-1-0","#,
-                r#""device":null,"in_force":true,"generation":2,"level":{"level":"L1","text":"L1","missing":["a network namespace"]},"#,
+                r#""device":null,"in_force":true,"generation":2,"level":{"level":"L1","text":"L1","missing":["for L2: a network namespace"]},"#,
                 r#""agent_pid":77,"hooks":[{"hook":"connect4","attached":true}],"#,
                 r#""maps":[{"map":"PERMITS","entries":3,"capacity":65536}],"#,
                 r#""counters":{"allowed_packets":10,"allowed_bytes":900,"denied":{},"events_lost":0}}]}"#,
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_level_line_says_what_is_missing() {
-        assert_eq!(level_line(&status().level), "level L1; missing for the next: a network namespace");
+        assert_eq!(level_line(&status().level), "level L1; for L2: a network namespace");
         let full = Reached { missing: Vec::new(), ..status().level };
         assert_eq!(level_line(&full), "level L1");
     }

@@ -101,12 +101,11 @@ fn colourful(stream: &impl io::IsTerminal) -> bool {
 }
 
 /// A verdict for stdout, in colour where that is wanted.
-pub(super) fn verdict(verdict: Option<Verdict>) -> String {
+pub(super) fn verdict(verdict: Verdict) -> String {
     let (word, colour) = match verdict {
-        Some(Verdict::Allow) => ("allow", "32"),
-        Some(Verdict::Deny) => ("deny", "31"),
-        Some(Verdict::WouldDeny) => ("would_deny", "33"),
-        None => return "-".to_owned(),
+        Verdict::Allow => ("allow", "32"),
+        Verdict::Deny => ("deny", "31"),
+        Verdict::WouldDeny => ("would_deny", "33"),
     };
     if colourful(&io::stdout()) { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() }
 }

@@ -138,7 +138,6 @@ pub(super) fn advise(question: &Question<'_>) -> Advice {
 fn advise_name(question: &Question<'_>) -> Advice {
     match (question.reason, question.addr) {
         (word::DENIED_TARGET, _) => Advice::Denied { rule: question.rule.map(str::to_owned) },
-        (word::LOCAL_NAME, _) => Advice::Never("it is a local name, which no DNS server outside knows"),
         (word::CANARY, _) => Advice::Never("it asks whether clients may go past egressd's own resolver"),
         (word::QUERY_BUDGET, _) => line("dns", "a higher \"queries_per_second\""),
         // A private address may be answered where the policy says so, a special one is only ever reached as itself.
@@ -243,6 +242,7 @@ mod tests {
         for (given, expected) in [
             (asked(word::NOT_PERMITTED, "api.foo.dev", None, None), "to allow: --allow api.foo.dev"),
             (asked(word::ANCESTOR, "foo.dev", None, None), "to allow: --allow foo.dev"),
+            (asked(word::LOCAL_NAME, "printer.local", None, None), "to allow: --allow printer.local"),
             (
                 asked(word::DENIED_BY_RULE, "gist.github.com", Some("gist.github.com"), None),
                 "closed by the deny line \"gist.github.com\"",

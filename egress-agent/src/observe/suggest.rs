@@ -26,7 +26,7 @@ const PIDS: usize = 64;
 pub struct Summary {
     hosts: Hosts,
     denied: HashMap<Destination, Denied>,
-    /// Names that were allowed and did not resolve, with the word for it.
+    /// Names that nobody had anything against and that did not resolve, with the word for it.
     failed: BTreeMap<(String, String), u64>,
     beyond: u64,
     lost: u64,
@@ -153,7 +153,7 @@ impl Summary {
             lines.push(format!("egressd: and {more}{beyond} destinations more: egressd events --verdict deny"));
         }
         lines.extend(self.failed.iter().map(|((name, reason), count)| {
-            format!("egressd: {name} is allowed and did not resolve: {} ({count}x)", escape::text(reason))
+            format!("egressd: {name} did not resolve: {} ({count}x)", escape::text(reason))
         }));
         if self.lost > 0 {
             lines.push(format!("egressd: {} events were lost, so the numbers above are too low", self.lost));

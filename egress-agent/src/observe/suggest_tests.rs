@@ -105,7 +105,7 @@ fn a_name_that_did_not_resolve_is_no_denial() {
     let failure =
         Event { verdict: None, reason: Some("upstream_timeout".into()), pid: None, ..asked("api.foo.test", 3) };
     let summary = summary(&[failure]);
-    assert_eq!(summary.lines(), ["egressd: api.foo.test is allowed and did not resolve: upstream_timeout (3x)"]);
+    assert_eq!(summary.lines(), ["egressd: api.foo.test did not resolve: upstream_timeout (3x)"]);
     let json = r#"{"schema":1,"denied":[],"failed":[{"name":"api.foo.test","reason":"upstream_timeout","count":3}],"denied_beyond":0,"events_lost":0}"#;
     assert_eq!(summary.to_json_line().unwrap(), json);
 }

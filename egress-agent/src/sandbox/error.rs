@@ -143,6 +143,18 @@ pub enum Error {
         /// One of them.
         first: String,
     },
+    /// The name half does not answer.
+    #[error("the agent does not answer the sandbox's DNS within {}; is the machine overloaded?", humantime::format_duration(*waited))]
+    SilentAgent {
+        /// How long was waited.
+        waited: Duration,
+        /// The last attempt.
+        #[source]
+        source: io::Error,
+    },
+    /// Names came with an update, and there is no listener to answer for them.
+    #[error("this sandbox was attached without names, so it has no DNS listener; attach it again with a policy that has names")]
+    NoListener,
     /// A pin would not outlive this mount namespace.
     #[error("this mount namespace is not PID 1's, and pins made here would die with it; enter the network namespace with --netns instead of `ip netns exec`")]
     TransientMounts,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, RuleIds, compile, diff},
+    compile::{Facts, RuleIds, compile, diff, undo},
     datapath::{
         addresses,
         attach::{Hooked, disown},
@@ -41,7 +41,6 @@ pub(super) struct Kernel {
     pub(super) tables: Arc<Tables>,
     pub(super) identity: Identity,
     pub(super) cgroup_id: u64,
-    pub(super) listener: Option<ListenerKey>,
 }
 
 /// A sandbox under enforcement.
@@ -138,31 +137,45 @@ impl Sandbox {
     /// In between, nothing is open that neither policy opens: denies come first, then what is no longer allowed goes, then
     /// denies that are gone, then what is new.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
+        if self.server.is_none() && Plan::listens(&policy) {
+            return Err(Error::NoListener);
+        }
         let listener_port = self.scene.permits.in_force().image.settings.listener_port;
         let facts = Facts { listener_port, ..self.plan.facts.clone() };
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
         let image = compile(&policy, &facts, super::SLOT, &mut ids, self.plan.limits)?;
         let generation = self.record.generation + 1;
+        let (text, name, config) = (policy.to_toml(), policy.name.clone(), self.plan.dns_config(&policy, generation));
         {
             let mut in_force = self.scene.permits.in_force();
             let changes = diff(&in_force.image, &image);
-            apply(&changes, &image, self.kernel.identity.nonce, &self.kernel.tables)?;
+            let nonce = self.kernel.identity.nonce;
+            if let Err((done, error)) = apply(&changes, &image, nonce, &self.kernel.tables) {
+                let back = undo(&in_force.image, &changes[..=done]);
+                if let Err((_, worse)) = apply(&back, &in_force.image, nonce, &self.kernel.tables) {
+                    // Neither policy as a whole: closed for good, rather than open by accident.
+                    tracing::error!(%worse, "the old policy could not be restored; the sandbox is closed");
+                    disown(&self.kernel.tables, self.kernel.cgroup_id)?;
+                }
+                self.ids.skip_tags(&ids);
+                return Err(error.into());
+            }
             in_force.generation = generation;
-            in_force.policy = policy.clone();
+            in_force.policy = Arc::new(policy);
             in_force.image = image;
         }
         self.ids = ids;
         if let Some(server) = &self.server {
-            server.update(self.plan.dns_config(&policy, generation))?;
+            server.update(config)?;
         }
         self.record.generation = generation;
-        self.record.policy = policy.to_toml();
+        self.record.policy = text;
         self.record.rules = rule_lines(&self.scene.permits.in_force().image);
         self.record.write(&self.directories)?;
         let mut subject = self.scene.subject.lock().unwrap_or_else(PoisonError::into_inner);
         subject.generation = generation;
-        subject.policy.clone_from(&policy.name);
+        subject.policy = name;
         self.sink.emit(&about(Kind::Reload, &subject));
         Ok(())
     }
@@ -186,7 +199,7 @@ impl Sandbox {
     }
 
     /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by its name.
-    pub fn pin(&mut self, _name: &str) -> Result<(), Error> {
+    pub fn pin(&mut self) -> Result<(), Error> {
         refuse_transient_mounts()?;
         self.stays = true;
         self.record.agent_pid = None;
@@ -255,12 +268,11 @@ pub(super) fn take_down(directories: &Directories, record: &Record, tables: Opti
         return Ok(());
     };
     let opened;
-    let tables = match tables {
-        Some(tables) => tables,
-        None => {
-            opened = Tables::open(&pins.join("maps"), &directories.listeners())?;
-            &opened
-        }
+    let tables = if let Some(tables) = tables {
+        tables
+    } else {
+        opened = Tables::open(&pins.join("maps"), &directories.listeners())?;
+        &opened
     };
     // The storage would outlive the links, for whoever attaches next.
     if record.directory.exists() {

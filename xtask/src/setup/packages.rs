@@ -8,7 +8,7 @@ use std::{
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 /// One need: the package that is installed for it, others that serve as well, a command of it, and what asks for it.
@@ -138,7 +138,10 @@ fn unknown(name: &str) -> String {
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {
-    status(Command::new("apt-get").arg("--quiet=2").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    let mut command = Command::new("apt-get");
+    command.arg("--quiet=2").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    // A line per unpacked file tells nobody anything; what goes wrong is on standard error.
+    status(command.stdout(Stdio::null()))
 }
 
 fn status(command: &mut Command) -> Result<()> {
