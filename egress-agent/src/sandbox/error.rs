@@ -123,6 +123,12 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// A policy with names for a sandbox that was attached without.
+    #[error("the sandbox of {} was attached with a policy without names, so nobody answers DNS in it; detach it, and attach it with the new policy", cgroup.display())]
+    NoListener {
+        /// Its cgroup.
+        cgroup: PathBuf,
+    },
     /// Less can be promised than was asked for.
     #[error("{wanted} was required, {reached} is what this sandbox reaches: {missing}")]
     Require {
