@@ -7,7 +7,6 @@ use aya_build::{Package, Toolchain};
 const RUSTC_BOOTSTRAP: &str = "RUSTC_BOOTSTRAP";
 const CHANNEL: &str = "1.98.0";
 
-#[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 fn main() -> Result<()> {
     revision();
     let ebpf = concat!(env!("CARGO_MANIFEST_DIR"), "/../egress-ebpf");
@@ -26,7 +25,6 @@ fn main() -> Result<()> {
 }
 
 /// Git revision and whether the tree had changes, for `egressd version` and the first line of the log.
-#[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 fn revision() {
     let git = |arguments: &[&str]| {
         let output = std::process::Command::new("git").args(arguments).output().ok()?;

@@ -23,6 +23,7 @@ mod library;
 mod names;
 mod net;
 mod own;
+mod parity;
 mod pins;
 mod platform;
 mod refusals;

@@ -34,6 +34,8 @@ struct Message {
     executable: Option<PathBuf>,
     manifest_path: Option<PathBuf>,
     target: Option<Target>,
+    package_id: Option<String>,
+    out_dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -42,25 +44,36 @@ struct Target {
 }
 
 /// Runs a `cargo build` or `cargo test --no-run` to its end and gives the executables it made, in cargo's order.
-pub(crate) fn executables(mut command: Command) -> Result<Vec<Executable>> {
+pub(crate) fn executables(command: Command) -> Result<Vec<Executable>> {
+    let made = messages(command)?.into_iter().filter(|message| message.reason == "compiler-artifact");
+    let executable = |message: Message| {
+        let package_dir = message.manifest_path?.parent()?.to_owned();
+        Some(Executable { target: message.target?.name, package_dir, path: message.executable? })
+    };
+    Ok(made.filter_map(executable).collect())
+}
+
+/// What cargo says of a build, which must succeed.
+fn messages(mut command: Command) -> Result<Vec<Message>> {
     command.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
         bail!("the build failed: {}", readable(&command));
     }
-    let mut found = Vec::new();
-    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.first() == Some(&b'{')) {
-        let message: Message = serde_json::from_slice(line).context("cargo wrote a message that is not JSON")?;
-        if message.reason != "compiler-artifact" {
-            continue;
-        }
-        if let (Some(path), Some(manifest), Some(target)) = (message.executable, message.manifest_path, message.target)
-        {
-            let package_dir = manifest.parent().unwrap_or(workspace()).to_owned();
-            found.push(Executable { target: target.name, package_dir, path });
-        }
-    }
-    Ok(found)
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| line.first() == Some(&b'{'));
+    lines.map(|line| serde_json::from_slice(line).context("cargo wrote a message that is not JSON")).collect()
+}
+
+/// The BPF object that the agent's build script made for this profile.
+pub(crate) fn build_object(profile_args: &[&str]) -> Result<PathBuf> {
+    let mut command = command(&["build", "--locked", "--package", "egress-agent"])?;
+    command.args(profile_args);
+    let script = messages(command)?.into_iter().find(|message| {
+        message.reason == "build-script-executed"
+            && message.package_id.as_ref().is_some_and(|id| id.contains("egress-agent"))
+    });
+    let directory = script.and_then(|message| message.out_dir).context("egress-agent has no build script")?;
+    Ok(directory.join("egress"))
 }
 
 /// Builds the agent and gives the path of `egressd`.

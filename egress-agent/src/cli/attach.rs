@@ -110,8 +110,7 @@ impl Attach {
             ready.write_all(b"\n").context("cannot write to --ready-fd")?;
         }
         let Some(signals) = signals else {
-            let name = sandbox.name().to_owned();
-            sandbox.pin(&name)?;
+            sandbox.pin()?;
             return Ok(Exit::Done.into());
         };
         follow(sandbox, &signals)

@@ -45,6 +45,9 @@ pub(super) enum Refused {
     /// No such descriptor, or one that cannot be written to.
     #[error("--ready-fd {0}: not open for writing; hand over a pipe, e.g. 3>ready")]
     ReadyFd(i32),
+    /// `run` inside what `run` made.
+    #[error("this process is in a sandbox already ({}), and sandboxes do not nest; add to that one's policy instead", .0.display())]
+    InSandbox(std::path::PathBuf),
     /// A DEST on the command line.
     #[error("{text:?} is no destination")]
     Destination { text: String, source: egress_agent::policy::DestinationError },

@@ -1,6 +1,6 @@
 //! `egressd run`: the order in which nothing can leave before it is judged.
 
-use super::{run_flags::Run, summary_file, term};
+use super::{exit::Refused, run_flags::Run, summary_file, term};
 use anyhow::{Context as _, Result};
 use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
@@ -54,6 +54,7 @@ pub(super) fn run(run: Run, directories: &Directories) -> Result<u8> {
 
     let mount = CgroupMount::find()?;
     let parent = parent.map_or_else(|| Cgroup::own(&mount), |path| Cgroup::open(&mount, &path))?;
+    refuse_nesting(&parent)?;
     let cgroup = Cgroup::create_child(&parent, CGROUP_PREFIX)?;
     let outcome = confined(plan, &cgroup, directories);
     // Somebody who survived SIGKILL holds it, and stays under enforcement.
@@ -61,6 +62,18 @@ pub(super) fn run(run: Run, directories: &Directories) -> Result<u8> {
         tracing::warn!(%error, "the cgroup stays");
     }
     outcome
+}
+
+/// Inside a sandbox that `run` made, where not even the records can be read, say why before the kernel says EACCES. The attach
+/// itself refuses by the records, whatever a cgroup's name is.
+fn refuse_nesting(parent: &Cgroup) -> Result<(), Refused> {
+    let made_by_run = |name: &std::path::Component<'_>| {
+        name.as_os_str().to_string_lossy().strip_prefix(CGROUP_PREFIX).is_some_and(|rest| rest.starts_with('-'))
+    };
+    match parent.name().components().find(made_by_run) {
+        Some(_) => Err(Refused::InSandbox(parent.name().to_owned())),
+        None => Ok(()),
+    }
 }
 
 fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
@@ -108,7 +121,9 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     let reached = sandbox.level();
     let device = reached.level.is_some_and(|level| level >= Level::L2);
     let keep_caps = KeptCaps::parse(&plan.cap_names, device)?;
-    let delegated = cgroup.delegated_to(plan.identity.uid, &plan.identity.groups)?;
+    let mut gids = plan.identity.groups.clone();
+    gids.push(plan.identity.gid);
+    let delegated = cgroup.delegated_to(plan.identity.uid, &gids)?;
     let footing = Footing { identity: &plan.identity, caps: keep_caps, device, delegated: delegated.as_ref() };
     // Which devices lead past the enforced ones, only the sandbox knows.
     let lacks = if sandbox.device().is_some() { reached.missing } else { Vec::new() };

@@ -15,7 +15,7 @@ use egress_common::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One write. Apply them in order; after an error, applying `diff` of what was reached and the old image leads back.
+/// One write. Apply them in order; where one fails, [`undo`] leads back.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// Fill an entry of the rule array. Nothing refers to it yet.
@@ -93,6 +93,39 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Change> {
     changes.extend(new.own.difference(&old.own).map(|&addr| Change::SetOwn(addr)));
     changes.extend(old.rules.keys().filter(|rule| !new.rules.contains_key(*rule)).map(|&rule| Change::ClearRule(rule)));
     changes
+}
+
+/// The writes that take back the first changes of a diff that starts at `old`, the one that failed included: the same steps
+/// backwards, so that the way back is as safe as the way there. Apply them with `old` as the image that they lead to, and go on
+/// with the rule references of before, after [`RuleIds::skip_tags`](super::RuleIds::skip_tags).
+pub fn undo(old: &Image, attempted: &[Change]) -> Vec<Change> {
+    let (mut networks, mut settings) = (old.networks.clone(), old.settings);
+    let mut back: Vec<Change> = attempted
+        .iter()
+        .map(|change| match *change {
+            Change::SetRule(rule, _) => Change::ClearRule(rule),
+            Change::ClearRule(rule) => match old.rules.get(&rule) {
+                Some((content, _)) => Change::SetRule(rule, *content),
+                None => Change::ClearRule(rule),
+            },
+            Change::SetNetwork(prefix, network) => restore(prefix, networks.insert(prefix, network)),
+            Change::RemoveNetwork(prefix) => restore(prefix, networks.remove(&prefix)),
+            Change::SetPermit(addr, _) | Change::RemovePermit(addr) => match old.permits.get(&addr) {
+                Some(permit) => Change::SetPermit(addr, *permit),
+                None => Change::RemovePermit(addr),
+            },
+            Change::Restamp => Change::Restamp,
+            Change::SetSandbox(after) => Change::SetSandbox(std::mem::replace(&mut settings, after)),
+            Change::SetOwn(addr) => Change::RemoveOwn(addr),
+            Change::RemoveOwn(addr) => Change::SetOwn(addr),
+        })
+        .collect();
+    back.reverse();
+    back
+}
+
+fn restore(prefix: Prefix, before: Option<Network>) -> Change {
+    before.map_or(Change::RemoveNetwork(prefix), |network| Change::SetNetwork(prefix, network))
 }
 
 /// What an image says of a prefix as a whole, an entry of its own or not.

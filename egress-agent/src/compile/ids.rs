@@ -13,15 +13,15 @@ pub(super) struct RuleKey {
     pub(super) lines: Vec<String>,
 }
 
-/// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force, and keep
-/// the clone then.
+/// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force; if it does
+/// not, go on with the clone, after [`RuleIds::skip_tags`] where anything was written.
 #[derive(Clone, Debug)]
 pub struct RuleIds {
     capacity: u32,
     /// Indices from here on were never used.
     unused: u32,
     next_tag: u32,
-    /// First freed, first used again: an index rests as long as possible.
+    /// First freed, first used again, and only when every index was used once: an index rests as long as possible.
     free: VecDeque<u32>,
     live: HashMap<RuleKey, RuleRef>,
 }
@@ -60,6 +60,11 @@ impl RuleIds {
         }
     }
 
+    /// Gives out no tag that an attempt gave out whose image was written in part and then taken back.
+    pub fn skip_tags(&mut self, attempt: &Self) {
+        self.next_tag = self.next_tag.max(attempt.next_tag);
+    }
+
     /// Frees every rule of a slot, once its entries are cleared.
     pub fn release(&mut self, slot: u32) {
         self.keep(slot, &HashSet::new());
@@ -84,9 +89,12 @@ impl RuleIds {
         if let Some(&known) = self.live.get(key) {
             return known;
         }
-        let index = self.free.pop_front().unwrap_or(self.unused);
-        if index == self.unused {
+        let mut index = self.unused;
+        if index < self.capacity {
             self.unused += 1;
+        } else {
+            // `assign` counted: there is one.
+            index = self.free.pop_front().unwrap_or(index);
         }
         let rule = RuleRef { index, tag: self.next_tag };
         self.next_tag += 1;

@@ -11,7 +11,7 @@ mod prefix;
 mod tables;
 
 pub use build::{CompileError, Limits, compile};
-pub use diff::{Change, diff};
+pub use diff::{Change, diff, undo};
 pub use explain::{Origin, RuleText};
 pub use facts::Facts;
 pub use ids::RuleIds;

@@ -70,6 +70,8 @@ pub(crate) fn detach_link(path: &Path) -> Result<(), DetachError> {
 /// (`bpf_cgroup_link_fill_link_info`, `tcx_link_fill_info`).
 fn is_attached(path: &Path) -> io::Result<bool> {
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    /// BPF_LINK_TYPE_TCX
+    const TCX: u32 = 11;
     let link = open(path)?;
     // struct bpf_link_info: type, id, prog_id, padding, then a union: cgroup_id (u64), or ifindex (u32) and attach type.
     let mut info = [0_u32; 16];
@@ -78,7 +80,6 @@ fn is_attached(path: &Path) -> io::Result<bool> {
     let words = [u64::from(link.as_raw_fd().cast_unsigned()) | (size_of_val(&info) as u64) << 32, pointer];
     let mut attribute = words;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
-    const TCX: u32 = 11;
     Ok(if info[0] == TCX { info[4] != 0 } else { info[4] != 0 || info[5] != 0 })
 }
 

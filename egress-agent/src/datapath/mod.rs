@@ -13,6 +13,8 @@ mod netlink;
 pub mod netns;
 mod own_path;
 mod pair;
+#[doc(hidden)]
+pub mod probe;
 pub(crate) mod records;
 pub mod sock_diag;
 pub mod sockets;

@@ -168,7 +168,7 @@ impl Tables {
     }
 
     /// Entries that the permit map can hold.
-    pub(crate) fn permit_capacity(&self, pins: &Path) -> Result<u64, TableError> {
+    pub(crate) fn permit_capacity(pins: &Path) -> Result<u64, TableError> {
         let info = MapData::from_pin(pins.join(map::PERMITS)).and_then(|data| data.info());
         Ok(info.map_err(failed(map::PERMITS, "read"))?.max_entries().into())
     }
@@ -221,8 +221,8 @@ impl Tables {
         self.maps().sources.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::SOURCES, "write"))
     }
 
-    pub(crate) fn client(&self, key: &ClientKey) -> Result<Option<Client>, TableError> {
-        absent(self.maps().clients.get(key, 0)).map_err(failed(map::CLIENTS, "read"))
+    pub(crate) fn client(&self, key: ClientKey) -> Result<Option<Client>, TableError> {
+        absent(self.maps().clients.get(&key, 0)).map_err(failed(map::CLIENTS, "read"))
     }
 
     /// Denials that were counted but not reported yet.

@@ -5,10 +5,7 @@ use super::{
     name::{NameError, NamePattern},
     ports::{Ports, TooManyRanges},
 };
-use egress_common::{
-    addr::Addr,
-    destination::{PortRange, Protocols},
-};
+use egress_common::destination::{PortRange, Protocols};
 use ipnet::{IpNet, Ipv4Net};
 use std::{
     fmt,
@@ -345,15 +342,16 @@ fn parse_host(text: &str, host: &str) -> Result<Host, DestinationError> {
     Ok(Host::Net(judged(net)))
 }
 
-/// The network whose addresses decide: IPv4 inside the v4-mapped and NAT64 prefixes, as [`Addr::routed`] does for one
-/// address.
+/// The network whose addresses decide: IPv4 inside the v4-mapped and NAT64 prefixes, as
+/// [`egress_common::addr::Addr::routed`] does for one address.
 fn judged(net: IpNet) -> IpNet {
     let IpNet::V6(v6) = net else { return net };
     let Some(length) = v6.prefix_len().checked_sub(96) else { return net };
     let mapped = v6.network().to_ipv4_mapped();
-    let words = Addr::from(v6.network()).words();
-    let nat64 = (words[0] == 0x0064_ff9b_u32.to_be() && words[1] == 0 && words[2] == 0)
-        .then(|| Ipv4Addr::from(u32::from_be(words[3])));
+    let nat64 = match v6.network().segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
+        _ => None,
+    };
     mapped.or(nat64).and_then(|v4| Ipv4Net::new(v4, length).ok()).map_or(net, IpNet::V4)
 }
 

@@ -65,6 +65,11 @@ impl KeptCaps {
         self.iter().all(|capability| NEED_DEVICE.contains(&capability))
     }
 
+    /// True where CMD may make packet sockets.
+    pub(super) fn net_raw(self) -> bool {
+        self.0 & Capability::CAP_NET_RAW.bitmask() != 0
+    }
+
     /// Refuses what this process could not hand on.
     pub(super) fn check_held(self) -> Result<(), RunError> {
         if self.is_empty() {

@@ -4,7 +4,10 @@
 //! held stays held for ever. So the child allocates nothing, takes no lock, and calls the kernel past the C library, whose
 //! setresuid and setgroups would wait for threads that the copy does not have. All memory it needs is in [`Plan`].
 
-use super::error::{RunError, Step};
+use super::{
+    error::{RunError, Step},
+    seccomp::Filter,
+};
 use nix::{errno::Errno, sys::signal::SigSet, unistd::Pid};
 use std::{
     ffi::{CString, c_char, c_int, c_long, c_uint},
@@ -55,6 +58,8 @@ pub(super) struct Plan {
     pub(super) gid: libc::gid_t,
     /// Capabilities that stay, as a bit mask.
     pub(super) keep_caps: u64,
+    /// System calls that are refused.
+    pub(super) filter: Filter,
     /// Working directory.
     pub(super) cwd: Option<CString>,
 }
@@ -248,6 +253,7 @@ fn confine(plan: &Plan, entrance: RawFd, report: RawFd) -> Result<(), Failure> {
     integers(Step::Uid, libc::SYS_setresuid, [uid, uid, uid, 0, 0])?;
     set_capabilities(plan.keep_caps)?;
     integers(Step::NoNewPrivs, libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS.into(), 1, 0, 0, 0])?;
+    plan.filter.install().map_err(|errno| Failure { step: Step::Seccomp, errno: errno as c_int })?;
     if let Some(cwd) = &plan.cwd {
         // SAFETY: a C string that outlives the call.
         check(Step::Directory, unsafe { libc::syscall(libc::SYS_chdir, cwd.as_ptr()) })?;

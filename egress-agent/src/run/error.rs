@@ -92,6 +92,9 @@ pub enum RunError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// No filter of system calls for this machine.
+    #[error("cannot make a seccomp filter for this machine; egressd run needs x86_64, aarch64 or riscv64")]
+    Seccomp(#[source] seccompiler::BackendError),
     /// A system call of the waiting side failed.
     #[error("{call} failed")]
     Syscall {
@@ -178,6 +181,8 @@ pub enum Step {
     Ambient,
     /// no_new_privs.
     NoNewPrivs,
+    /// The filter of system calls.
+    Seccomp,
     /// Working directory.
     Directory,
     /// Signal dispositions and mask.
@@ -187,7 +192,7 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Clone,
         Self::Cgroup,
         Self::Netns,
@@ -200,6 +205,7 @@ impl Step {
         Self::Capabilities,
         Self::Ambient,
         Self::NoNewPrivs,
+        Self::Seccomp,
         Self::Directory,
         Self::Signals,
         Self::Exec,
@@ -224,6 +230,7 @@ impl Step {
             Self::Capabilities => "drop capabilities",
             Self::Ambient => "set ambient capabilities",
             Self::NoNewPrivs => "set no_new_privs",
+            Self::Seccomp => "install the seccomp filter (needs a kernel with CONFIG_SECCOMP_FILTER)",
             Self::Directory => "enter the working directory",
             Self::Signals => "reset signals",
             Self::Exec => "execute",

@@ -21,6 +21,7 @@ mod error;
 mod follow;
 mod identity;
 mod level;
+mod seccomp;
 mod signals;
 mod spawn;
 

@@ -8,6 +8,7 @@ use super::{
     environment::Variable,
     error::Step,
     identity::Identity,
+    seccomp::Filter,
 };
 use crate::cgroup::Cgroup;
 use nix::unistd::{Gid, getgroups};
@@ -92,6 +93,7 @@ fn plan(command: &Command, program: &OsStr) -> Result<Plan, RunError> {
         uid: *uid,
         gid: *gid,
         keep_caps: command.keep_caps.mask(),
+        filter: Filter::new(command.keep_caps)?,
         cwd: command.cwd.as_deref().map(c_string).transpose()?,
     })
 }

@@ -10,9 +10,17 @@ use egress_common::{
     permit::{Grant, NEVER_NS, NetworkKey, Permit, PermitKey, Rule, RuleRef},
 };
 
-/// Writes what the new image changes, in order. `nonce` is the sandbox's.
-pub(super) fn apply(changes: &[Change], new: &Image, nonce: u64, tables: &Tables) -> Result<(), TableError> {
-    changes.iter().try_for_each(|change| write(change, new, nonce, tables))
+/// Writes what the new image changes, in order. `nonce` is the sandbox's. An error comes with the index of the change that
+/// failed.
+pub(super) fn apply(
+    changes: &[Change],
+    new: &Image,
+    nonce: u64,
+    tables: &Tables,
+) -> Result<(), (usize, TableError)> {
+    changes.iter().enumerate().try_for_each(|(index, change)| {
+        write(change, new, nonce, tables).map_err(|error| (index, error))
+    })
 }
 
 fn write(change: &Change, new: &Image, nonce: u64, tables: &Tables) -> Result<(), TableError> {

@@ -123,12 +123,6 @@ pub enum Error {
         /// How many.
         count: usize,
     },
-    /// A policy with names for a sandbox that was attached without.
-    #[error("the sandbox of {} was attached with a policy without names, so nobody answers DNS in it; detach it, and attach it with the new policy", cgroup.display())]
-    NoListener {
-        /// Its cgroup.
-        cgroup: PathBuf,
-    },
     /// Less can be promised than was asked for.
     #[error("{wanted} was required, {reached} is what this sandbox reaches: {missing}")]
     Require {
@@ -149,6 +143,18 @@ pub enum Error {
         /// One of them.
         first: String,
     },
+    /// The name half does not answer.
+    #[error("the agent does not answer the sandbox's DNS within {}; is the machine overloaded?", humantime::format_duration(*waited))]
+    SilentAgent {
+        /// How long was waited.
+        waited: Duration,
+        /// The last attempt.
+        #[source]
+        source: io::Error,
+    },
+    /// Names came with an update, and there is no listener to answer for them.
+    #[error("this sandbox was attached without names, so it has no DNS listener; attach it again with a policy that has names")]
+    NoListener,
     /// A pin would not outlive this mount namespace.
     #[error("this mount namespace is not PID 1's, and pins made here would die with it; enter the network namespace with --netns instead of `ip netns exec`")]
     TransientMounts,

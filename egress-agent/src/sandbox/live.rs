@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, RuleIds, compile, diff},
+    compile::{Facts, RuleIds, compile, diff, undo},
     datapath::{
         addresses,
         attach::{Hooked, disown},
@@ -42,6 +42,7 @@ pub(super) struct Kernel {
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
     pub(super) identity: Identity,
+    pub(super) cgroup_id: u64,
 }
 
 /// A sandbox under enforcement.
@@ -143,7 +144,7 @@ impl Sandbox {
         }
         let plan = self.plan.with(&policy)?;
         if plan.listens && self.server.is_none() {
-            return Err(Error::NoListener { cgroup: self.record.directory.clone() });
+            return Err(Error::NoListener);
         }
         let listener_port = self.scene.permits.in_force().image.settings.listener_port;
         let facts = Facts { listener_port, ..plan.facts.clone() };
@@ -151,6 +152,7 @@ impl Sandbox {
         let mut ids = self.ids.clone();
         let image = compile(&policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         let generation = self.record.generation + 1;
+        let (text, name) = (policy.to_toml(), policy.name.clone());
         {
             let mut in_force = self.scene.permits.in_force();
             // First, because it may refuse the policy. It can write no permit of the new policy before that is in force.
@@ -162,12 +164,20 @@ impl Sandbox {
             };
             serve(&plan, &policy, generation)?;
             let changes = diff(&in_force.image, &image);
-            if let Err(error) = apply(&changes, &image, self.kernel.identity.nonce, &self.kernel.tables) {
+            let nonce = self.kernel.identity.nonce;
+            if let Err((done, error)) = apply(&changes, &image, nonce, &self.kernel.tables) {
+                let back = undo(&in_force.image, &changes[..=done]);
+                if let Err((_, worse)) = apply(&back, &in_force.image, nonce, &self.kernel.tables) {
+                    // Neither policy as a whole: closed for good, rather than open by accident.
+                    tracing::error!(%worse, "the old policy could not be restored; the sandbox is closed");
+                    disown(&self.kernel.tables, self.kernel.cgroup_id)?;
+                }
+                self.ids.skip_tags(&ids);
                 serve(&self.plan, &in_force.policy, in_force.generation)?;
                 return Err(error.into());
             }
             in_force.generation = generation;
-            in_force.policy = policy.clone();
+            in_force.policy = Arc::new(policy);
             in_force.image = image;
         }
         self.ids = ids;
@@ -175,12 +185,12 @@ impl Sandbox {
             self.plan = plan;
         }
         self.record.generation = generation;
-        self.record.policy = policy.to_toml();
+        self.record.policy = text;
         self.record.rules = rule_lines(&self.scene.permits.in_force().image);
         self.record.write(&self.directories)?;
         let mut subject = self.scene.subject.lock().unwrap_or_else(PoisonError::into_inner);
         subject.generation = generation;
-        subject.policy.clone_from(&policy.name);
+        subject.policy = name;
         self.sink.emit(&about(Kind::Reload, &subject));
         Ok(())
     }
@@ -204,7 +214,7 @@ impl Sandbox {
     }
 
     /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by its name.
-    pub fn pin(&mut self, _name: &str) -> Result<(), Error> {
+    pub fn pin(&mut self) -> Result<(), Error> {
         refuse_transient_mounts()?;
         self.stays = true;
         self.record.agent_pid = None;

@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -47,7 +47,7 @@ impl dns::Names for Table {
 /// The policy in force, with what its compilation made of it.
 pub(super) struct InForce {
     pub(super) generation: u64,
-    pub(super) policy: Policy,
+    pub(super) policy: Arc<Policy>,
     pub(super) image: Image,
     /// For people only: which names led to an address, and until when. The kernel's map decides.
     names: BTreeMap<IpAddr, Vec<Learned>>,
@@ -62,13 +62,13 @@ struct Learned {
 /// Writes permits, one at a time and under the policy in force.
 pub(super) struct Permits {
     slot: u32,
-    tables: std::sync::Arc<Tables>,
+    tables: Arc<Tables>,
     in_force: Mutex<InForce>,
 }
 
 impl Permits {
-    pub(super) fn new(slot: u32, tables: std::sync::Arc<Tables>, policy: Policy, image: Image) -> Self {
-        let in_force = InForce { generation: 1, policy, image, names: BTreeMap::new() };
+    pub(super) fn new(slot: u32, tables: Arc<Tables>, policy: Policy, image: Image) -> Self {
+        let in_force = InForce { generation: 1, policy: Arc::new(policy), image, names: BTreeMap::new() };
         Self { slot, tables, in_force: Mutex::new(in_force) }
     }
 
@@ -210,8 +210,8 @@ mod tests {
 
     #[test]
     fn a_fifth_grant_takes_the_place_of_the_one_that_ends_first_but_never_of_the_policys_own() {
-        let mut permit = Permit::default();
-        permit.grants = [grant(1, NEVER_NS), grant(2, 500), grant(3, 300), grant(4, 400)];
+        let grants = [grant(1, NEVER_NS), grant(2, 500), grant(3, 300), grant(4, 400)];
+        let mut permit = Permit { grants, ..Permit::default() };
         add(&mut permit, grant(5, 900), 100);
         assert_eq!(permit.grants, [grant(1, NEVER_NS), grant(2, 500), grant(5, 900), grant(4, 400)]);
         permit.grants = [grant(1, NEVER_NS); GRANTS];
@@ -233,8 +233,8 @@ mod tests {
 
     #[test]
     fn expired_grants_give_way_and_are_swept() {
-        let mut permit = Permit::default();
-        permit.grants = [grant(1, 50), grant(2, 500), grant(3, NEVER_NS), grant(4, 700)];
+        let grants = [grant(1, 50), grant(2, 500), grant(3, NEVER_NS), grant(4, 700)];
+        let mut permit = Permit { grants, ..Permit::default() };
         let swept = without_expired(&permit, 60);
         assert!(swept.grants[0].rule.is_none());
         assert_eq!(swept.grants[1..], permit.grants[1..]);

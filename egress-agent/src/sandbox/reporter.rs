@@ -71,7 +71,7 @@ impl Resolver for Scene {
 impl dns::Clients for Scene {
     fn client(&self, protocol: u8, peer_port: u16) -> Option<dns::Client> {
         let key = ClientKey { slot: self.slot, port: peer_port, protocol: u16::from(protocol) };
-        let client = self.tables.client(&key).ok().flatten()?;
+        let client = self.tables.client(key).ok().flatten()?;
         let comm: Vec<u8> = client.comm.iter().copied().take_while(|byte| *byte != 0).collect();
         Some(dns::Client { pid: client.pid, uid: client.uid, comm: String::from_utf8_lossy(&comm).into_owned() })
     }
@@ -170,7 +170,7 @@ impl Reading {
         let now = Instant::now();
         while let Ok(event) = self.inbox.try_recv() {
             // The lock goes before the fold: resolving a rule's text takes it again.
-            let policy = scene.permits.in_force().policy.clone();
+            let policy = Arc::clone(&scene.permits.in_force().policy);
             for event in Event::from_dns(&event, SystemTime::now(), &subject, &policy, scene.as_ref()) {
                 for event in fold.push(event, now) {
                     sink.emit(&event);

@@ -18,8 +18,8 @@ use std::{
 
 /// RFC 2544's range for benchmarks: 131072 addresses, none of them anybody's.
 const FIRST: u32 = u32::from_be_bytes([198, 18, 0, 0]);
-/// One past the last address that a policy of the bench permits.
-const END: u32 = u32::from_be_bytes([198, 20, 0, 0]);
+/// Addresses that can be permitted: all but the last.
+pub(super) const MOST: u32 = (1 << 17) - 1;
 /// The discard port (RFC 863).
 pub(super) const UDP_PORT: u16 = 9;
 /// Accepts and closes.
@@ -36,7 +36,7 @@ pub(super) fn address(index: u32) -> Ipv4Addr {
 
 /// Never permitted, and served like the others.
 pub(super) fn forbidden() -> Ipv4Addr {
-    Ipv4Addr::from(END - 1)
+    address(MOST)
 }
 
 /// Where a measurement sends to.

@@ -31,7 +31,10 @@ pub(crate) struct Options {
     /// Paired rounds of each measurement
     #[arg(long, default_value_t = ROUNDS)]
     rounds: usize,
-    /// A tenth of the packets, one size, results not written: shows that it runs
+    /// Permitted addresses, in rising order; a policy has room for about 32 000 lines
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 32_000])]
+    permits: Vec<u32>,
+    /// A tenth of the packets, results not written: shows that it runs
     #[arg(long)]
     quick: bool,
     /// These sides alone (none, nftables, egressd, device); results not written
@@ -67,10 +70,6 @@ impl Options {
         Filter::ALL.into_iter().filter(|filter| self.side.is_empty() || named(filter)).collect()
     }
 
-    fn sizes(&self) -> &'static [u32] {
-        if self.quick { &[10] } else { &[10, 1_000, 100_000] }
-    }
-
     /// A run that may replace the table in the documentation.
     fn is_whole(&self) -> bool {
         !self.quick && self.side.is_empty() && self.rounds >= FEWEST
@@ -84,14 +83,14 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     let sides = options.sides();
     let mut results = Results::default();
-    for &permitted in options.sizes() {
+    for &permitted in &options.permits {
         eprintln!("bench: {permitted} permitted addresses, {} sides, {} rounds", sides.len(), options.rounds);
         measure(options, &sides, permitted, &mut results)?;
     }
     if sides.contains(&Filter::Egressd) {
         startup::measure(options.rounds, &mut results)?;
     }
-    let (text, reached) = results.render(&sides, options.sizes(), options.rounds)?;
+    let (text, reached) = results.render(&sides, &options.permits, options.rounds)?;
     println!("{text}");
     if options.is_whole() {
         table::write(&text)?;
@@ -103,6 +102,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 fn as_release(options: &Options) -> Result<bool> {
     setup::ready()?;
     ensure!(options.rounds > 0, "--rounds 0 measures nothing");
+    ensure!(options.permits.is_sorted(), "--permits: in rising order");
+    ensure!(
+        options.permits.iter().all(|count| (1..=generator::MOST).contains(count)),
+        "--permits: 1 to {}",
+        generator::MOST
+    );
     if !invoker::is_root() {
         bail!("the bench makes namespaces, cgroups and BPF programs: sudo make bench");
     }

@@ -96,9 +96,13 @@ impl Drop for Side {
     fn drop(&mut self) {
         // The cgroup has to be empty, or egressd rightly leaves it closed.
         self.generator.end();
-        if let Some(agent) = self.agent.take() {
+        if let Some(mut agent) = self.agent.take() {
             agent.signal(Signal::SIGTERM);
-            let _status = agent.finish(Duration::from_secs(30));
+            // Past the deadline it is killed; the world takes down what it leaves.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while agent.is_alive() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
 //! What happens once: starting a command, a permit for one more name, memory.
 
 use super::{median, table::Results};
+use crate::cargo;
 use anyhow::{Context as _, Result, ensure};
 use lab::{Entry, Lab};
+use serde::Deserialize;
 use std::{
     collections::BTreeSet,
     fs,
     net::{SocketAddr, UdpSocket},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -19,11 +22,32 @@ pub(super) const PERMIT_US: &str = "permit_us";
 /// Names that are asked for once each, so that no cache answers.
 const NAMES: usize = 500;
 
+/// What `tests/examples/costs.rs` prints.
+#[derive(Deserialize)]
+struct Costs {
+    load_ms: f64,
+    attach_ms: f64,
+    program_ns: f64,
+}
+
 pub(super) fn measure(rounds: usize, results: &mut Results) -> Result<()> {
+    let Costs { load_ms, attach_ms, program_ns } = costs(rounds)?;
+    results.figures.extend([(LOAD_MS, load_ms), (ATTACH_MS, attach_ms), (PROGRAM_NS, program_ns)]);
     let lab = Lab::without_capture();
     results.figures.insert(RUN_MS, run_more_than_true(&lab, rounds)?);
     results.figures.insert(PERMIT_US, permit(&lab)?);
     Ok(())
+}
+
+/// By the library, in a process of its own: this one must not need the kernel half, which `setup` makes buildable.
+fn costs(rounds: usize) -> Result<Costs> {
+    let object = cargo::build_object(&["--release"])?;
+    let build = cargo::command(&["build", "--locked", "--release", "--package", "egress-tests", "--example", "costs"])?;
+    let built = cargo::executables(build)?;
+    let example = built.into_iter().find(|it| it.target == "costs").context("cargo built no example costs")?;
+    let output = Command::new(example.path).arg(object).arg(rounds.to_string()).output()?;
+    ensure!(output.status.success(), "costs: {}", String::from_utf8_lossy(&output.stderr).trim());
+    serde_json::from_slice(&output.stdout).context("costs told no figures")
 }
 
 /// `egressd run -- true` less `true`, both from the same directory of the same namespace.

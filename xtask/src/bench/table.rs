@@ -76,7 +76,7 @@ impl Results {
         for permitted in sizes {
             self.section(&mut page, *permitted, sides)?;
         }
-        let goals = goals::all(self);
+        let goals = goals::all(self, sizes);
         writeln!(page, "\n## Goals\n\n| goal | at most | measured | |\n|---|---|---|---|")?;
         for Goal { what, at_most, measured, unit } in &goals {
             let (shown, met) = match measured {

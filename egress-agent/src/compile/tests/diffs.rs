@@ -1,8 +1,8 @@
 //! From image to image: what is open on the way, and where it ends.
 
 use super::lab::{LIMITS, SLOT, facts, image, lines, policy, question, questions};
-use crate::compile::{Change, Facts, Image, ImageTables, RuleIds, compile, diff};
-use egress_common::{addr::Addr, permit::Grant};
+use crate::compile::{Change, Facts, Image, ImageTables, RuleIds, compile, diff, undo};
+use egress_common::{addr::Addr, permit::Grant, sandbox::flags};
 use proptest::prelude::*;
 use std::net::IpAddr;
 
@@ -33,7 +33,7 @@ fn walk(old: &Image, new: &Image, learned: &[(Addr, Grant)]) -> Result<ImageTabl
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(250))]
+    #![proptest_config(ProptestConfig::with_cases(120))]
 
     #[test]
     fn nothing_opens_on_the_way_that_neither_policy_opens(
@@ -57,6 +57,34 @@ proptest! {
         walk(&old, &new, &learned)?;
         walk(&Image::empty(SLOT), &old, &[])?;
         walk(&old, &Image::empty(SLOT), &learned)?;
+    }
+
+    #[test]
+    fn a_diff_that_breaks_off_anywhere_is_taken_back(from in lines(), to in lines(), own_netns: bool, at in 0_usize..40) {
+        let (Some(from), Some(to)) = (from.policy(), to.policy()) else { return Ok(()) };
+        let mut ids = RuleIds::new(4096);
+        let Ok(old) = compile(&from, &facts(own_netns), SLOT, &mut ids, LIMITS) else { return Ok(()) };
+        let Ok(new) = compile(&to, &facts(own_netns), SLOT, &mut ids, LIMITS) else { return Ok(()) };
+        let (before, target) = (ImageTables::from(&old), ImageTables::from(&new));
+        let mut tables = before.clone();
+        let mut changes = diff(&old, &new);
+        changes.truncate(at);
+        for change in &changes {
+            tables.apply(change, &new);
+        }
+        // The one that failed may have been carried out or not.
+        changes.extend(diff(&old, &new).into_iter().nth(at).filter(|_| at % 2 == 0));
+        let asked: Vec<_> = questions().map(|(dst, protocol, port, path)| question(dst, protocol, port, path)).collect();
+        for change in undo(&old, &changes) {
+            tables.apply(&change, &old);
+            for &question in &asked {
+                let may = before.decide(question).allows() || target.decide(question).allows();
+                prop_assert!(may || !tables.decide(question).allows(), "{:?} opened {:?}", change, question.dst.to_ip());
+            }
+        }
+        for &question in &asked {
+            prop_assert_eq!(tables.decide(question), before.decide(question));
+        }
     }
 
     #[test]
@@ -87,16 +115,21 @@ fn only_what_changed_is_written_and_references_stay() {
 
 #[test]
 fn rules_come_first_and_go_last_and_closing_comes_before_opening() {
-    let images = compiled(&["[allow]\naddresses = [\"10.0.0.0/8\"]", "[allow]\naddresses = [\"192.0.2.0/24\"]\n[deny]\naddresses = [\"203.0.113.0/24\"]"]);
+    let images = compiled(&[
+        "[allow]\naddresses = [\"10.0.0.0/8\"]",
+        "[allow]\naddresses = [\"192.0.2.0/24\"]\n[deny]\naddresses = [\"203.0.113.0/24\"]",
+    ]);
     let kinds: Vec<&str> = diff(&images[0], &images[1])
         .iter()
         .map(|change| match change {
             Change::SetRule(..) => "rule",
-            Change::SetNetwork(prefix, network) => match (prefix.to_string().as_str(), network.allow.is_none() && network.deny.is_none()) {
-                (_, true) => "same or closed",
-                ("203.0.113.0/24", _) => "deny",
-                _ => "allow",
-            },
+            Change::SetNetwork(prefix, network) => {
+                match (prefix.to_string().as_str(), network.allow.is_none() && network.deny.is_none()) {
+                    (_, true) => "same or closed",
+                    ("203.0.113.0/24", _) => "deny",
+                    _ => "allow",
+                }
+            }
             Change::RemoveNetwork(_) => "remove",
             Change::ClearRule(_) => "clear",
             Change::Restamp => "restamp",
@@ -105,13 +138,27 @@ fn rules_come_first_and_go_last_and_closing_comes_before_opening() {
         .collect();
     assert_eq!(
         kinds,
-        ["rule", "rule", "same or closed", "same or closed", "same or closed", "deny", "restamp", "allow", "remove", "clear"]
+        [
+            "rule",
+            "rule",
+            "same or closed",
+            "same or closed",
+            "same or closed",
+            "deny",
+            "restamp",
+            "allow",
+            "remove",
+            "clear"
+        ]
     );
 }
 
 #[test]
 fn a_learned_permit_is_stamped_and_loses_what_is_gone() {
-    let images = compiled(&["[allow]\nnames = [\"a.test\", \"b.test\"]", "[allow]\nnames = [\"b.test\"]\n[deny]\naddresses = [\"198.51.100.0/24:443\"]"]);
+    let images = compiled(&[
+        "[allow]\nnames = [\"a.test\", \"b.test\"]",
+        "[allow]\nnames = [\"b.test\"]\n[deny]\naddresses = [\"198.51.100.0/24:443\"]",
+    ]);
     let addr = Addr::from("198.51.100.7".parse::<IpAddr>().unwrap());
     let grant = |rule| Grant { expires_ns: HOUR_NS, rule };
     let [a, b] = images[0].name_rules[..] else { panic!("two names") };
@@ -136,7 +183,8 @@ fn a_learned_permit_is_stamped_and_loses_what_is_gone() {
 
 #[test]
 fn a_learned_permit_does_not_hide_what_the_policy_names() {
-    let image = image("[allow]\nnames = [\"a.test:443\"]\naddresses = [\"198.51.100.7:22\", \"203.0.113.0/24:25\"]", true);
+    let image =
+        image("[allow]\nnames = [\"a.test:443\"]\naddresses = [\"198.51.100.7:22\", \"203.0.113.0/24:25\"]", true);
     for (addr, port) in [("198.51.100.7", 22), ("203.0.113.9", 25)] {
         let ip: IpAddr = addr.parse().unwrap();
         let mut tables = ImageTables::from(&image);
@@ -152,6 +200,25 @@ fn a_learned_permit_does_not_hide_what_the_policy_names() {
     }
     assert!(image.static_grant_for("198.51.100.7".parse::<IpAddr>().unwrap()).is_some());
     assert!(image.static_grant_for("203.0.113.9".parse::<IpAddr>().unwrap()).is_none());
+}
+
+#[test]
+fn what_widens_comes_last_and_what_narrows_comes_first() {
+    let images =
+        compiled(&["mode = \"observe\"\n[allow]\nicmp = \"echo\"\nloopback = [80]", "[allow]\nloopback = [443]"]);
+    let settings = |old: &Image, new: &Image| -> Vec<(usize, u32)> {
+        let changes = diff(old, new);
+        let last = changes.iter().rposition(|change| !matches!(change, Change::ClearRule(_))).unwrap();
+        let written = changes.iter().enumerate().filter_map(|(index, change)| match change {
+            Change::SetSandbox(settings) => Some((last - index, settings.flags & (flags::OBSERVE | flags::ICMP_ECHO))),
+            _ => None,
+        });
+        written.collect()
+    };
+    let narrowing = settings(&images[0], &images[1]);
+    assert!(matches!(narrowing.as_slice(), [(_, 0), (0, 0)]), "{narrowing:?}");
+    let widening = settings(&images[1], &images[0]);
+    assert_eq!(widening, [(0, flags::OBSERVE | flags::ICMP_ECHO)]);
 }
 
 #[test]

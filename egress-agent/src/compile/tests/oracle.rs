@@ -32,10 +32,21 @@ fn routed(ip: IpAddr) -> IpAddr {
 
 /// The special range that holds the address, if any.
 fn special(ip: IpAddr) -> Option<IpNet> {
-    ["0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "fe80::/10", "fec0::/10", "ff00::/8", "::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"]
-        .iter()
-        .map(|net| net.parse::<IpNet>().unwrap())
-        .find(|net| net.contains(&ip))
+    [
+        "0.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/3",
+        "fe80::/10",
+        "fec0::/10",
+        "ff00::/8",
+        "::/96",
+        "64:ff9b:1::/48",
+        "2001::/32",
+        "2002::/16",
+    ]
+    .iter()
+    .map(|net| net.parse::<IpNet>().unwrap())
+    .find(|net| net.contains(&ip))
 }
 
 fn local_opens(local: &Local, ip_protocol: u8, port: Option<u16>) -> bool {
@@ -63,7 +74,10 @@ fn denied(policy: &Policy, ip: IpAddr, ip_protocol: u8, port: Option<u16>) -> bo
         Some(port) => around.iter().any(|line| line.ports.closes(Protocols::of(ip_protocol), port)),
         // Without a port in sight only a deny of every port closes.
         None => [Protocols::TCP, Protocols::UDP].iter().all(|&protocol| {
-            (1..=u16::MAX).step_by(7).chain([137, 853]).all(|port| around.iter().any(|line| line.ports.closes(protocol, port)))
+            (1..=u16::MAX)
+                .step_by(7)
+                .chain([137, 853])
+                .all(|port| around.iter().any(|line| line.ports.closes(protocol, port)))
         }),
     }
 }
@@ -96,7 +110,15 @@ fn agree(policy: &Policy, facts: &Facts) -> Result<(), TestCaseError> {
         let (dst, ip_protocol, port, path) = asked;
         let verdict = tables.decide(question(dst, ip_protocol, port, path));
         let want = allowed(policy, facts, asked);
-        prop_assert_eq!(verdict.allows(), want, "{:?}: {:?}\n{}\n{:#?}", asked, verdict.reason_number(), policy.to_toml(), image.networks);
+        prop_assert_eq!(
+            verdict.allows(),
+            want,
+            "{:?}: {:?}\n{}\n{:#?}",
+            asked,
+            verdict.reason_number(),
+            policy.to_toml(),
+            image.networks
+        );
         let rule = verdict.rule();
         if !rule.is_none() {
             let origin = image.explain(rule.tag, Protocols::of(ip_protocol), port);

@@ -1,0 +1,186 @@
+//! The kernel half on packets of a test's own (BPF_PROG_TEST_RUN), without a cgroup, a device or a packet that leaves.
+
+use super::load::{Capacity, LoadError, Programs};
+use aya::{
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    programs::{CgroupSkb, ProgramError, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions},
+};
+use egress_common::{
+    event::Counters,
+    names::map,
+    permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule},
+    sandbox::{Identity, Sandbox},
+    verdict::{ListenerKey, REASONS},
+};
+use std::time::Duration;
+
+/// The slot that every program runs for.
+pub const SLOT: u32 = 1;
+/// Its nonce.
+pub const NONCE: u64 = 0x6567_7265_7373_0001;
+
+/// Which program runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// cgroup_skb/egress.
+    Egress,
+    /// cgroup_skb/ingress.
+    Ingress,
+    /// tc, frames from the sandbox.
+    DeviceEgress,
+    /// tc, frames to the sandbox.
+    DeviceIngress,
+}
+
+/// What came of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// The packet passed.
+    pub passed: bool,
+    /// Number of the reason under which a denial was counted; `None` where nothing was denied.
+    pub denied: Option<u8>,
+    /// Mean time of one run.
+    pub per_run: Duration,
+}
+
+/// Errors of a probe.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Loading failed.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The kernel half has no such program, or would not run it on this packet.
+    #[error("cannot run the BPF program {0} on a packet of our own")]
+    Run(&'static str, #[source] ProgramError),
+    /// A map could not be read or written.
+    #[error("cannot use a BPF map of the probe")]
+    Map(#[from] MapError),
+}
+
+/// Programs loaded for [`SLOT`], and their maps.
+pub struct Probe {
+    programs: Programs,
+    sandboxes: Array<MapData, Sandbox>,
+    rules: Array<MapData, Rule>,
+    permits: HashMap<MapData, PermitKey, Permit>,
+    networks: LpmTrie<MapData, NetworkKey, Network>,
+    own: HashMap<MapData, PermitKey, u32>,
+    listeners: HashMap<MapData, ListenerKey, u64>,
+    devices: HashMap<MapData, u32, Identity>,
+    sources: HashMap<MapData, PermitKey, u32>,
+    counters: PerCpuArray<MapData, Counters>,
+}
+
+impl Probe {
+    /// Loads every program.
+    pub fn load(capacity: Capacity) -> Result<Self, ProbeError> {
+        let identity = Identity { slot: SLOT, reserved: 0, nonce: NONCE };
+        let mut programs = Programs::load(capacity, None, Some(identity))?;
+        programs.load_device_programs()?;
+        Ok(Self {
+            sandboxes: programs.map(map::SANDBOXES)?,
+            rules: programs.map(map::RULES)?,
+            permits: programs.map(map::PERMITS)?,
+            networks: programs.map(map::NETWORKS)?,
+            own: programs.map(map::OWN)?,
+            listeners: programs.map(map::LISTENERS)?,
+            devices: programs.map(map::DEVICES)?,
+            sources: programs.map(map::SOURCES)?,
+            counters: programs.map(map::COUNTERS)?,
+            programs,
+        })
+    }
+
+    /// Writes the sandbox of [`SLOT`]. Its nonce must be [`NONCE`] for the cgroup hooks to run for it.
+    pub fn set_sandbox(&mut self, sandbox: Sandbox) -> Result<(), ProbeError> {
+        Ok(self.sandboxes.set(SLOT, &sandbox, 0)?)
+    }
+
+    /// Writes a rule.
+    pub fn set_rule(&mut self, index: u32, rule: Rule) -> Result<(), ProbeError> {
+        Ok(self.rules.set(index, &rule, 0)?)
+    }
+
+    /// Replaces all permits.
+    pub fn set_permits(&mut self, permits: &[(PermitKey, Permit)]) -> Result<(), ProbeError> {
+        let old: Vec<PermitKey> = self.permits.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| self.permits.remove(key))?;
+        Ok(permits.iter().try_for_each(|(key, permit)| self.permits.insert(key, permit, 0))?)
+    }
+
+    /// Replaces all networks; each with the length of its prefix in bits of the 16-byte address.
+    pub fn set_networks(&mut self, networks: &[(NetworkKey, u32, Network)]) -> Result<(), ProbeError> {
+        let old: Vec<Key<NetworkKey>> = self.networks.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| self.networks.remove(key))?;
+        Ok(networks.iter().try_for_each(|(key, prefix, network)| {
+            self.networks.insert(&Key::new(NETWORK_SLOT_BITS + prefix, *key), network, 0)
+        })?)
+    }
+
+    /// Replaces the sandbox's own addresses.
+    pub fn set_own(&mut self, own: &[PermitKey]) -> Result<(), ProbeError> {
+        Ok(replace(&mut self.own, own)?)
+    }
+
+    /// Replaces the source addresses that the device may send from.
+    pub fn set_sources(&mut self, sources: &[PermitKey]) -> Result<(), ProbeError> {
+        Ok(replace(&mut self.sources, sources)?)
+    }
+
+    /// Lists a port as that of some sandbox's DNS listener.
+    pub fn add_listener(&mut self, key: ListenerKey) -> Result<(), ProbeError> {
+        Ok(self.listeners.insert(&key, &NONCE, 0)?)
+    }
+
+    /// Makes a device the sandbox's.
+    pub fn set_device(&mut self, ifindex: u32, nonce: u64) -> Result<(), ProbeError> {
+        Ok(self.devices.insert(&ifindex, &Identity { slot: SLOT, reserved: 0, nonce }, 0)?)
+    }
+
+    /// Runs a program on an Ethernet frame, as if on the device of the caller's network namespace that has this `ifindex`.
+    pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, repeat: u32) -> Result<Outcome, ProbeError> {
+        let before = self.denied()?;
+        // struct __sk_buff (linux/bpf.h) up to tstamp; ifindex is its eleventh word.
+        let mut context = [0_u8; 192];
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: None,
+            ctx_in: Some(&context),
+            ctx_out: None,
+            repeat,
+            attrs: TestRunAttrs::new(),
+        };
+        let (name, pass) = match hook {
+            Hook::Egress => ("egress", 1),
+            Hook::Ingress => ("ingress", 1),
+            Hook::DeviceEgress => ("device_egress", u32::MAX),
+            Hook::DeviceIngress => ("device_ingress", u32::MAX),
+        };
+        let program = self.programs.ebpf.program(name).ok_or(LoadError::MissingMap { map: name })?;
+        let result = match hook {
+            Hook::Egress | Hook::Ingress => <&CgroupSkb>::try_from(program).and_then(|program| program.test_run(options)),
+            Hook::DeviceEgress | Hook::DeviceIngress => {
+                <&SchedClassifier>::try_from(program).and_then(|program| program.test_run(options))
+            }
+        };
+        let result = result.map_err(|source| ProbeError::Run(name, source))?;
+        let after = self.denied()?;
+        let denied = (0..REASONS).find(|&reason| after[reason] != before[reason]).map(|reason| reason as u8);
+        Ok(Outcome { passed: result.return_value == pass, denied, per_run: result.duration })
+    }
+
+    fn denied(&self) -> Result<[u64; REASONS], MapError> {
+        let mut sum = [0; REASONS];
+        for counters in self.counters.get(&SLOT, 0)?.iter() {
+            sum.iter_mut().zip(counters.denied).for_each(|(sum, count)| *sum += count);
+        }
+        Ok(sum)
+    }
+}
+
+fn replace(set: &mut HashMap<MapData, PermitKey, u32>, keys: &[PermitKey]) -> Result<(), MapError> {
+    let old: Vec<PermitKey> = set.keys().collect::<Result<_, _>>()?;
+    old.iter().try_for_each(|key| set.remove(key))?;
+    keys.iter().try_for_each(|key| set.insert(key, &1, 0))
+}

@@ -1,0 +1,171 @@
+//! The kernel and the host decide alike: the same packets and the same policy, by `BPF_PROG_TEST_RUN` of the real programs
+//! and by [`egress_common`] over plain collections.
+//!
+//! Nothing is sent: the programs run on frames in memory, and the device is a pair of ends in a namespace of its own.
+
+mod frames;
+mod host;
+mod policies;
+
+use egress_agent::datapath::{
+    load::Capacity,
+    probe::{Hook, NONCE, Probe, ProbeError},
+};
+use egress_common::{permit::RANGES, sandbox::flags, verdict::Reason};
+use frames::{Family, Frame};
+use host::Host;
+use lab::Netns;
+use nix::net::if_::if_nametoindex;
+use policies::World;
+use proptest::{
+    strategy::{Strategy as _, ValueTree as _},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use std::{collections::BTreeMap, time::Duration};
+
+const LOOPBACK: u32 = 1;
+const WORLDS: usize = 60;
+const FRAMES: usize = 60;
+
+/// Runs `work` in a namespace with a device, whose index it is given.
+fn with_device<R: Send>(work: impl FnOnce(u32) -> R + Send) -> R {
+    let netns = Netns::new();
+    netns.ip("link add probe0 type veth peer name probe1");
+    netns.enter(|| work(if_nametoindex("probe0").expect("the device that was just made")))
+}
+
+fn probe() -> Probe {
+    Probe::load(Capacity { sandboxes: 1, rules: policies::RULES as u32, permits: 256, networks: 256 })
+        .expect("the programs load")
+}
+
+/// The same sequence on every run, so that a failure can be looked at again.
+fn runner(seed: u8) -> TestRunner {
+    TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]))
+}
+
+fn install(probe: &mut Probe, world: &World) -> Result<(), ProbeError> {
+    probe.set_sandbox(world.sandbox)?;
+    for (index, rule) in world.rules.iter().enumerate() {
+        probe.set_rule(index as u32, *rule)?;
+    }
+    probe.set_permits(&world.permits.iter().map(|(key, permit)| (*key, *permit)).collect::<Vec<_>>())?;
+    probe.set_networks(&world.networks)?;
+    probe.set_own(&world.own.iter().copied().collect::<Vec<_>>())?;
+    probe.set_sources(&world.sources.iter().copied().collect::<Vec<_>>())?;
+    Ok(())
+}
+
+/// What was decided how often, so that a test that decides nothing fails.
+type Tally = BTreeMap<u8, usize>;
+
+fn compare(seed: u8, hook: Hook, judge: impl Fn(&Host<'_>, &[u8], bool) -> Reason + Sync) -> Tally {
+    with_device(|ifindex| {
+        let (mut probe, mut runner, mut tally) = (probe(), runner(seed), Tally::new());
+        let frames = proptest::collection::vec(frames::strategy(), FRAMES);
+        probe.add_listener(policies::foreign_listener()).expect("a listener");
+        for number in 0..WORLDS {
+            let mut world = policies::strategy().new_tree(&mut runner).expect("a world").current();
+            if hook == Hook::DeviceEgress {
+                // Flows of an earlier world are of another nonce.
+                world.sandbox.nonce = NONCE + number as u64;
+                probe.set_device(ifindex, world.sandbox.nonce).expect("a device");
+            }
+            install(&mut probe, &world).expect("a world in the maps");
+            let host = Host::new(&world);
+            for frame in frames.new_tree(&mut runner).expect("frames").current() {
+                let on_loopback = hook == Hook::Egress && frame.on_loopback;
+                let bytes = frame.bytes();
+                let device = if on_loopback { LOOPBACK } else { ifindex };
+                let Ok(kernel) = probe.run(hook, &bytes, device, 1) else {
+                    // The kernel itself refuses to make a packet of less than its header says.
+                    assert!(bytes.len() < 14 + 40, "not run: {frame:?}");
+                    continue;
+                };
+                let expected = judge(&host, &bytes, on_loopback);
+                let denied = (!expected.allows()).then_some(expected as u8);
+                let observed = world.sandbox.flags & flags::OBSERVE != 0;
+                assert_eq!(kernel.denied, denied, "{expected:?} on the host: {frame:?}\n{bytes:02x?}\n{world:#?}");
+                assert_eq!(kernel.passed, expected.allows() || observed, "{expected:?}: {frame:?}\n{world:#?}");
+                *tally.entry(expected as u8).or_default() += 1;
+            }
+        }
+        tally
+    })
+}
+
+#[test]
+fn the_egress_hook_decides_as_the_host_does() {
+    let tally = compare(1, Hook::Egress, |host, bytes, on_loopback| host.judge_packet(bytes, on_loopback));
+    for reason in [
+        Reason::Permitted,
+        Reason::Loopback,
+        Reason::Own,
+        Reason::Listener,
+        Reason::DeniedByRule,
+        Reason::Restricted,
+        Reason::Tunnel,
+        Reason::NotPermitted,
+        Reason::PortNotPermitted,
+        Reason::Expired,
+        Reason::DnsBypass,
+        Reason::ForeignListener,
+        Reason::LoopbackClosed,
+        Reason::Icmp,
+        Reason::Protocol,
+        Reason::IpOptions,
+        Reason::ExtensionHeader,
+        Reason::Truncated,
+        Reason::Malformed,
+        Reason::EtherType,
+    ] {
+        assert!(tally.contains_key(&(reason as u8)), "{reason:?} never came up: {tally:?}");
+    }
+    assert!(tally.values().sum::<usize>() >= 2000, "{tally:?}");
+}
+
+#[test]
+fn the_device_hook_decides_as_the_host_does() {
+    let tally = compare(2, Hook::DeviceEgress, |host, bytes, _| host.judge_frame(bytes));
+    for reason in [
+        Reason::Permitted,
+        Reason::Neighbour,
+        Reason::NeighbourForm,
+        Reason::Source,
+        Reason::DeniedByRule,
+        Reason::NotPermitted,
+        Reason::PortNotPermitted,
+        Reason::Expired,
+        Reason::Icmp,
+        Reason::LoopbackClosed,
+        Reason::IpOptions,
+        Reason::ExtensionHeader,
+        Reason::EtherType,
+    ] {
+        assert!(tally.contains_key(&(reason as u8)), "{reason:?} never came up: {tally:?}");
+    }
+    assert!(tally.values().sum::<usize>() >= 2000, "{tally:?}");
+}
+
+/// Numbers for docs/benchmarks.md: `cargo xtask test -- parity::cost --nocapture`. The bound is far above what a quiet machine
+/// reads (about 100 ns), so that only a change of kind turns it red.
+#[test]
+fn cost_of_an_allowed_datagram() {
+    let best = with_device(|ifindex| {
+        let mut probe = probe();
+        let world = policies::one_permit();
+        install(&mut probe, &world).expect("a world in the maps");
+        let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
+        (0..20)
+            .map(|_| {
+                let outcome = probe.run(Hook::Egress, &frame, ifindex, 20_000).expect("a run");
+                assert!(outcome.passed && outcome.denied.is_none(), "{outcome:?}");
+                outcome.per_run
+            })
+            .min()
+            .expect("runs")
+    });
+    println!("egress hook, allowed IPv4 UDP packet: {best:?}");
+    assert!(best < Duration::from_micros(2), "{best:?}");
+    const { assert!(RANGES == 16, "the benchmark's rule fills the ranges") };
+}
