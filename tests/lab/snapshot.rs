@@ -4,11 +4,12 @@ use std::{
     collections::BTreeSet,
     fmt, fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::Value;
 
-use crate::{Lab, ground::mounts_below, netns::Netns};
+use crate::{Lab, ground::mounts_below, netns::Netns, wait::until};
 
 /// Kernel objects, files and devices of a lab, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ fn devices(name: &str, netns: &Netns, lines: &mut BTreeSet<String>) {
 fn json(netns: &Netns, command: &str) -> Value {
     let mut output = netns.sh(command);
     // bpftool lists by id and gives up where an object of another test goes between two of its questions.
-    until("a listing that nothing ends in the middle of", || {
+    until(Duration::from_secs(5), "a listing that nothing ends in the middle of", || {
         let whole = output.code == Some(0);
         if !whole {
             output = netns.sh(command);
