@@ -9,10 +9,10 @@ print("open", flush=True)
 lines = []
 while not select.select([sys.stdin], [], [], 0.0003)[0]:
     began = time.monotonic_ns()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             one.sendto(token.encode(), (address, 9))
-            lines.append("%d ok" % began)
-        except OSError:
-            lines.append("%d no" % began)
+        lines.append("%d ok" % began)
+    except OSError:
+        lines.append("%d no" % began)
 print("\n".join(lines), flush=True)

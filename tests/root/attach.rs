@@ -65,9 +65,9 @@ fn t17_sockets_from_before() {
     job.detach().exits(0);
 
     // The device judges packets, whoever made the socket.
+    let (mut drip, token) = join("device");
     let attach = job.attach(&format!("--allow {OK} --pin")).entering(lab.box_ns()).output();
     attach.exits(0).says("level L2");
-    let (mut drip, token) = join("device");
     let opened = lab.frames_to(EVIL).len();
     drip.write(b"go\n");
     let allowed = lab.token("allowed");

