@@ -90,8 +90,8 @@ impl Addr {
     #[inline(always)]
     pub const fn routed(self) -> Self {
         let Self { high, low } = self;
-        if high == NAT64_HIGH && first(low) == 0 {
-            return Self { high: 0, low: low | MAPPED_LOW };
+        if self.is_nat64() {
+            return self.unwrapped(1);
         }
         if high == 0 && low == 0 {
             return Self::LOOPBACK_V6;
@@ -132,6 +132,28 @@ impl Addr {
             return Class::Tunnel; // local-use NAT64
         }
         Class::Global
+    }
+
+    /// True only where [`Addr::routed`] changes nothing and [`Addr::class`] is [`Class::Global`]: nearly every IPv4 address.
+    #[inline(always)]
+    pub const fn is_plain_v4(self) -> bool {
+        let host = u32::from_be(second(self.low));
+        // From 1.0.0.0 up to 223.255.255.255, less 127.0.0.0/8 and 169.254.0.0/16.
+        self.is_v4() && host.wrapping_sub(0x0100_0000) < 0xdf00_0000 && host >> 24 != 127 && host >> 16 != 0xa9fe
+    }
+
+    /// True for an IPv4 address in NAT64's well-known prefix.
+    #[inline(always)]
+    pub const fn is_nat64(self) -> bool {
+        self.high == NAT64_HIGH && first(self.low) == 0
+    }
+
+    /// [`Addr::routed`] of an address that [`Addr::is_nat64`], where `nat64` is 1; the same address where it is 0.
+    #[inline(always)]
+    pub const fn unwrapped(self, nat64: u64) -> Self {
+        // Without a branch, which the verifier would walk twice.
+        let mask = 0_u64.wrapping_sub(nat64);
+        Self { high: self.high & !mask, low: self.low | MAPPED_LOW & mask }
     }
 
     /// True for `fe80::/10`.

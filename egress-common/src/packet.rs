@@ -4,7 +4,7 @@
 //! 8-byte jumbogram header that the kernel itself puts before big local TCP segments (`net/ipv6/ip6_output.c`). Options and
 //! routing headers carry second destinations, which no verdict has seen.
 
-use crate::{addr::Addr, verdict::Reason};
+use crate::{addr::Addr, question::Asked, verdict::Reason};
 use bytemuck::{Pod, Zeroable};
 
 /// IP protocol numbers (IANA) that can pass.
@@ -50,12 +50,6 @@ pub trait Bytes {
 
     /// `N` double words likewise.
     fn doubles<const N: usize>(&self, offset: u32) -> Option<[u64; N]>;
-}
-
-/// The bytes of a double word from the first to the last, as one number.
-#[inline(always)]
-const fn host(double: u64) -> u64 {
-    u64::from_be(double)
 }
 
 impl Bytes for &[u8] {
@@ -185,90 +179,44 @@ impl FlowKey {
 #[inline(always)]
 pub fn parse(bytes: &impl Bytes, offset: u32, ethertype: u16) -> Result<Flow, Reason> {
     let mut flow = Flow::NONE;
-    parse_into(bytes, offset, ethertype, &mut flow).map(|()| flow)
+    parse_into(bytes, offset, ethertype, &mut flow).map(|_asked| flow)
 }
 
-/// [`parse`] into a flow that was [`Flow::NONE`]. What could be read is there on an error too, for the report.
+/// [`parse`] into a flow that was [`Flow::NONE`], and what it asks ([`Asked::of`]) of a [`crate::question::Path::Socket`].
+/// What could be read is in the flow on an error too, for the report.
 #[inline(always)]
-pub fn parse_into(bytes: &impl Bytes, offset: u32, ethertype: u16, flow: &mut Flow) -> Result<(), Reason> {
-    let transport = network(bytes, offset, ethertype, flow)?;
+pub fn parse_into(bytes: &impl Bytes, offset: u32, ethertype: u16, flow: &mut Flow) -> Result<Asked, Reason> {
+    let transport = match ethertype {
+        ethertype::IPV4 => {
+            // One read for both headers, because a call of the kernel's costs more than all the rest of this.
+            let Some([a, b, c, d, e, f, g]) = bytes.words::<7>(offset) else {
+                return short_v4(bytes.words::<5>(offset).ok_or(Reason::Truncated)?, flow);
+            };
+            network_v4([a, b, c, d, e], offset, host_of(f, g), flow)?
+        }
+        ethertype::IPV6 => network_v6(bytes, offset, flow)?,
+        _ => return Err(Reason::EtherType),
+    };
     transport.read(bytes, flow)
 }
 
-/// The first step of [`parse_into`]: addresses, and what the transport header is.
-#[inline(always)]
-pub fn network(bytes: &impl Bytes, offset: u32, ethertype: u16, flow: &mut Flow) -> Result<Transport, Reason> {
-    match ethertype {
-        ethertype::IPV4 => network_v4(bytes, offset, flow),
-        ethertype::IPV6 => network_v6(bytes, offset, flow),
-        _ => Err(Reason::EtherType),
-    }
-}
-
-/// What the network header says of the transport header. Each below 2¹⁶.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Transport {
+/// What the network header says of the transport header.
+struct Transport {
     /// IP protocol number.
-    pub protocol: u32,
+    protocol: u32,
     /// The ICMP of this family, the one that it carries.
-    pub icmp: u32,
+    icmp: u32,
     /// Fragment offset, in any unit: 0 for whole packets and first fragments.
-    pub fragment: u32,
+    fragment: u32,
     /// Where it begins.
-    pub at: u32,
-}
-
-impl Transport {
-    /// One number that BPF can pass in a register.
-    #[inline(always)]
-    pub const fn pack(self) -> u64 {
-        (self.protocol as u64) << 48 | (self.icmp as u64) << 32 | (self.fragment as u64) << 16 | self.at as u64
-    }
-
-    /// Inverse of [`Transport::pack`].
-    #[inline(always)]
-    pub const fn unpack(number: u64) -> Self {
-        Self {
-            protocol: (number >> 48) as u32,
-            icmp: (number >> 32 & 0xffff) as u32,
-            fragment: (number >> 16 & 0xffff) as u32,
-            at: (number & 0xffff) as u32,
-        }
-    }
-
-    /// The second step of [`parse_into`]: ports, flags, types.
-    #[inline(always)]
-    pub fn read(self, bytes: &impl Bytes, flow: &mut Flow) -> Result<(), Reason> {
-        let protocol = self.protocol;
-        flow.protocol = protocol as u8;
-        let has_ports = protocol == u32::from(protocol::TCP) || protocol == u32::from(protocol::UDP);
-        if !has_ports && protocol != self.icmp {
-            return Err(if is_extension(protocol) { Reason::ExtensionHeader } else { Reason::Protocol });
-        }
-        if self.fragment != 0 {
-            flow.tail = true;
-            return Ok(());
-        }
-        // Eight bytes are the shortest of the three headers.
-        let [first] = bytes.doubles::<1>(self.at).ok_or(Reason::Truncated)?;
-        let first = host(first);
-        if !has_ports {
-            flow.detail = (first >> 56) as u8;
-            return Ok(());
-        }
-        flow.src_port = (first >> 48) as u16;
-        flow.dst_port = (first >> 32) as u16;
-        if protocol == u32::from(protocol::TCP) {
-            let [flags] = bytes.doubles::<1>(self.at + 8).ok_or(Reason::Truncated)?;
-            flow.detail = (host(flags) >> 16) as u8;
-        }
-        Ok(())
-    }
+    at: u32,
+    /// Its first eight bytes, the shortest header of all.
+    first: u64,
 }
 
 #[inline(always)]
-fn network_v4(bytes: &impl Bytes, offset: u32, flow: &mut Flow) -> Result<Transport, Reason> {
-    let [start, fragment, ttl_protocol, src, dst] = bytes.words::<5>(offset).ok_or(Reason::Truncated)?;
+fn network_v4(header: [u32; 5], offset: u32, first: u64, flow: &mut Flow) -> Result<Transport, Reason> {
+    let [start, fragment, ttl_protocol, src, dst] = header;
     let start = u32::from_be(start) >> 24;
     flow.src = Addr::v4(src);
     flow.dst = Addr::v4(dst);
@@ -280,37 +228,90 @@ fn network_v4(bytes: &impl Bytes, offset: u32, flow: &mut Flow) -> Result<Transp
         icmp: protocol::ICMP.into(),
         fragment: u32::from_be(fragment) & 0x1fff,
         at: offset + 20,
+        first,
     })
+}
+
+/// Less than eight bytes behind the header: only the last fragment of a packet may be so short.
+#[inline(always)]
+fn short_v4(header: [u32; 5], flow: &mut Flow) -> Result<Asked, Reason> {
+    let Transport { protocol, fragment, .. } = network_v4(header, 0, 0, flow)?;
+    if fragment == 0 {
+        return Err(Reason::Truncated);
+    }
+    flow.protocol = protocol as u8;
+    flow.tail = true;
+    match flow.protocol {
+        protocol::TCP | protocol::UDP | protocol::ICMP => Ok(Asked::of_tail(flow.protocol)),
+        _ => Err(Reason::Protocol),
+    }
 }
 
 #[inline(always)]
 fn network_v6(bytes: &impl Bytes, offset: u32, flow: &mut Flow) -> Result<Transport, Reason> {
-    let [start, src_high, src_low, dst_high, dst_low] = bytes.doubles::<5>(offset).ok_or(Reason::Truncated)?;
-    let start = host(start);
+    let words = bytes.doubles::<6>(offset).ok_or(Reason::Truncated)?;
+    let [start, src_high, src_low, dst_high, dst_low, behind] = words;
+    let (start, behind) = (u64::from_be(start), u64::from_be(behind));
     flow.src = Addr::unpack(src_high, src_low);
     flow.dst = Addr::unpack(dst_high, dst_low);
     if start >> 60 != 6 {
         return Err(Reason::Malformed);
     }
-    let mut transport = Transport {
-        protocol: (start >> 8 & 0xff) as u32,
-        icmp: protocol::ICMPV6.into(),
-        fragment: 0,
-        at: offset + 40,
-    };
-    let is_fragment = transport.protocol == HEADER_FRAGMENT;
-    if is_fragment || transport.protocol == HEADER_HOP_BY_HOP {
-        let [header] = bytes.doubles::<1>(transport.at).ok_or(Reason::Truncated)?;
-        let header = host(header);
-        if is_fragment {
-            transport.fragment = (header >> 32 & 0xfff8) as u32;
-        } else if start >> 16 & 0xffff != 0 || header >> 32 & 0x00ff_ffff != JUMBO {
+    let next = (start >> 8 & 0xff) as u32;
+    let mut transport =
+        Transport { protocol: next, icmp: protocol::ICMPV6.into(), fragment: 0, at: offset + 40, first: behind };
+    if next == HEADER_FRAGMENT || next == HEADER_HOP_BY_HOP {
+        transport.protocol = (behind >> 56) as u32;
+        transport.at += 8;
+        if next == HEADER_FRAGMENT {
+            transport.fragment = (behind >> 32 & 0xfff8) as u32;
+        } else if start >> 16 & 0xffff != 0 || behind >> 32 & 0x00ff_ffff != JUMBO {
             return Err(Reason::ExtensionHeader);
         }
-        transport.protocol = (header >> 56) as u32;
-        transport.at += 8;
+        if transport.fragment == 0 {
+            let [first] = bytes.doubles::<1>(transport.at).ok_or(Reason::Truncated)?;
+            transport.first = u64::from_be(first);
+        }
     }
     Ok(transport)
+}
+
+impl Transport {
+    #[inline(always)]
+    fn read(self, bytes: &impl Bytes, flow: &mut Flow) -> Result<Asked, Reason> {
+        let Self { protocol, icmp, fragment, at, first } = self;
+        flow.protocol = protocol as u8;
+        if protocol != u32::from(protocol::TCP) && protocol != u32::from(protocol::UDP) {
+            if protocol != icmp {
+                return Err(if is_extension(protocol) { Reason::ExtensionHeader } else { Reason::Protocol });
+            }
+            if fragment != 0 {
+                flow.tail = true;
+                return Ok(Asked::of_tail(protocol::ICMP));
+            }
+            flow.detail = (first >> 56) as u8;
+            return Ok(Asked::of_icmp(flow.detail));
+        }
+        if fragment != 0 {
+            flow.tail = true;
+            return Ok(Asked::of_tail(protocol as u8));
+        }
+        flow.src_port = (first >> 48) as u16;
+        flow.dst_port = (first >> 32) as u16;
+        let asked = Asked::of_port(protocol as u8, flow.dst_port);
+        if protocol == u32::from(protocol::UDP) {
+            return Ok(asked);
+        }
+        let [flags] = bytes.doubles::<1>(at + 8).ok_or(Reason::Truncated)?;
+        flow.detail = (u64::from_be(flags) >> 16) as u8;
+        Ok(asked.if_opening(flow.opens_connection()))
+    }
+}
+
+/// Eight bytes from the first to the last, as one number.
+#[inline(always)]
+const fn host_of(first: u32, second: u32) -> u64 {
+    (u32::from_be(first) as u64) << 32 | u32::from_be(second) as u64
 }
 
 /// IPv6 routing, hop-by-hop, fragment and destination headers, ESP and AH (IANA): something follows that was not read.

@@ -83,16 +83,49 @@ impl Asked {
     /// IANA number; `icmp_type` counts where that is ICMP.
     #[inline(always)]
     pub const fn new(path: Path, ip_protocol: u8, port: Option<u16>, icmp_type: u8) -> Self {
-        let mut word = (path as u64) << PATH_SHIFT | (Protocols::of(ip_protocol).0 as u64) << PROTOCOL_SHIFT;
-        if matches!(ip_protocol, protocol::ICMP | protocol::ICMPV6) {
-            word |= IS_ICMP;
-            if matches!(icmp_type, ECHO_REQUEST_V4 | ECHO_REQUEST_V6) {
-                word |= IS_ECHO;
-            }
-        } else if let Some(port) = port {
-            word |= HAS_PORT | port as u64 | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT;
+        let asked = match (ip_protocol, port) {
+            (protocol::ICMP | protocol::ICMPV6, _) => Self::of_icmp(icmp_type),
+            (protocol::TCP | protocol::UDP, Some(port)) => Self::of_port(ip_protocol, port),
+            (protocol::TCP | protocol::UDP, None) => Self::of_tail(ip_protocol),
+            _ => Self(0),
+        };
+        asked.on(path)
+    }
+
+    /// Of a port of TCP or UDP.
+    #[inline(always)]
+    pub(crate) const fn of_port(ip_protocol: u8, port: u16) -> Self {
+        let name_service = (is_name_service(port) as u64) << NAME_SERVICE_SHIFT;
+        Self(Self::of_tail(ip_protocol).0 | HAS_PORT | port as u64 | name_service)
+    }
+
+    /// Of an ICMP message.
+    #[inline(always)]
+    pub(crate) const fn of_icmp(icmp_type: u8) -> Self {
+        let is_echo = matches!(icmp_type, ECHO_REQUEST_V4 | ECHO_REQUEST_V6);
+        Self(if is_echo { IS_ICMP | IS_ECHO } else { IS_ICMP })
+    }
+
+    /// Of TCP, UDP or either ICMP, where nothing else can be seen.
+    #[inline(always)]
+    pub(crate) const fn of_tail(ip_protocol: u8) -> Self {
+        match ip_protocol {
+            protocol::TCP => Self((Protocols::TCP.0 as u64) << PROTOCOL_SHIFT),
+            protocol::UDP => Self((Protocols::UDP.0 as u64) << PROTOCOL_SHIFT),
+            _ => Self(IS_ICMP),
         }
-        Self(word)
+    }
+
+    /// The same question, by the packet that opens a TCP connection if so.
+    #[inline(always)]
+    pub(crate) const fn if_opening(self, opens: bool) -> Self {
+        Self(if opens { self.0 | OPENS } else { self.0 })
+    }
+
+    /// The same question, asked elsewhere. `self` was asked by a [`Path::Socket`].
+    #[inline(always)]
+    pub const fn on(self, path: Path) -> Self {
+        Self(self.0 | (path as u64) << PATH_SHIFT)
     }
 
     /// The same question of another port, where it has one.
@@ -108,8 +141,7 @@ impl Asked {
     #[inline(always)]
     pub const fn of(flow: &Flow, path: Path) -> Self {
         let port = if flow.tail { None } else { Some(flow.dst_port) };
-        let Self(word) = Self::new(path, flow.protocol, port, flow.detail);
-        Self(word | flow.opens_connection() as u64 * OPENS)
+        Self::new(path, flow.protocol, port, flow.detail).if_opening(flow.opens_connection())
     }
 
     /// What [`Flow::opens_connection`] said; false for a socket call.
@@ -160,10 +192,10 @@ impl Asked {
         Self(fixed | one << MODE_SHIFT | one << MASK_SHIFT | one << VALUE_SHIFT)
     }
 
-    /// The same question of an address of this class.
+    /// The same question of an address whose [`Class`] has this number.
     #[inline(always)]
-    pub const fn of_class(self, class: Class) -> Self {
-        Self(self.0 | (class as u64) << CLASS_SHIFT)
+    pub const fn of_class(self, class: u64) -> Self {
+        Self(self.0 | class << CLASS_SHIFT)
     }
 
     /// What [`Asked::of_class`] said.

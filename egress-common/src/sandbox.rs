@@ -38,7 +38,15 @@ pub struct Sandbox {
 
 crate::abi!(Identity = 16, Sandbox = 40);
 
-/// Bits of [`Sandbox::flags`].
+impl Sandbox {
+    /// Zero, which neither compiler nor verifier can know: what is told apart by constants, the verifier walks apart.
+    #[inline(always)]
+    pub const fn zero(&self) -> u64 {
+        (self.flags >> 31) as u64
+    }
+}
+
+/// Bits of [`Sandbox::flags`]. The highest stays 0: [`Sandbox::zero`].
 pub mod flags {
     /// Judge and report, but let everything pass.
     pub const OBSERVE: u32 = 1;

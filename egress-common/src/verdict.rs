@@ -223,6 +223,18 @@ pub trait Tables: Sized {
         addr.class()
     }
 
+    /// [`route`].
+    #[inline(always)]
+    fn route(&self, addr: Addr) -> u64 {
+        route(addr, self)
+    }
+
+    /// [`judge_loopback`].
+    #[inline(always)]
+    fn judge_loopback(&self, slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked) -> Verdict {
+        judge_loopback(slot, sandbox, dst, asked, self)
+    }
+
     /// [`judge_permit`].
     #[inline(always)]
     fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
@@ -245,41 +257,29 @@ pub trait Tables: Sized {
 /// Decides one destination for one sandbox. `slot` is the index at which `sandbox` was found.
 #[inline(always)]
 pub fn decide(slot: u32, sandbox: &Sandbox, question: Question, tables: &impl Tables) -> Verdict {
-    match route(question, tables) {
-        Route::Nowhere => Reason::Protocol.into(),
-        Route::Loopback(addr, asked) => judge_loopback(sandbox, &PermitKey { slot, addr }, asked, tables),
-        Route::Remote(addr, asked) => judge_remote(sandbox, &PermitKey { slot, addr }, asked, tables),
-    }
-}
-
-/// Where a destination leads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Route {
-    /// No protocol that could be judged.
-    Nowhere,
-    /// To a loopback address.
-    Loopback(Addr, Asked),
-    /// To any other, whose class the question now holds.
-    Remote(Addr, Asked),
-}
-
-/// The first step of [`decide`].
-#[inline(always)]
-pub fn route(question: Question, tables: &impl Tables) -> Route {
     let Question { dst, asked } = question;
     if !asked.is_known() {
-        return Route::Nowhere;
+        return Reason::Protocol.into();
     }
-    let dst = dst.routed();
-    match tables.class(dst) {
-        Class::Loopback => Route::Loopback(dst, asked),
-        class => Route::Remote(dst, asked.of_class(class)),
+    let route = if dst.is_plain_v4() { sandbox.zero() } else { tables.route(dst) };
+    if route & 3 == Class::Loopback as u64 {
+        return tables.judge_loopback(slot, sandbox, dst, asked);
     }
+    let key = PermitKey { slot, addr: dst.unwrapped(route >> 2) };
+    judge_remote(sandbox, &key, asked.of_class(route & 3), tables)
 }
 
-/// The second step of [`decide`] for [`Route::Remote`].
+/// Where an address leads: the [`Class`] of its [`Addr::routed`] form in bits 0 and 1, and 4 where that form is another
+/// because of NAT64.
 #[inline(always)]
-pub fn judge_remote(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
+pub fn route(addr: Addr, tables: &impl Tables) -> u64 {
+    let nat64 = if addr.is_nat64() { 4 } else { 0 };
+    tables.class(addr.routed()) as u64 | nat64
+}
+
+/// Decides an address that is not loopback.
+#[inline(always)]
+fn judge_remote(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
     if asked.is_dns() {
         return Reason::DnsBypass.into();
     }
@@ -310,16 +310,17 @@ pub fn judge_remote(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &i
     }
 }
 
-/// The second step of [`decide`] for [`Route::Loopback`].
+/// Decides a loopback address, or one that leads there.
 #[inline(always)]
-pub fn judge_loopback(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verdict {
+pub fn judge_loopback(slot: u32, sandbox: &Sandbox, dst: Addr, asked: Asked, tables: &impl Tables) -> Verdict {
     if asked.is_on(Path::Wire) {
         return Reason::LoopbackClosed.into();
     }
     if asked.has_port() {
         let port = u32::from(asked.port());
         if port == sandbox.listener_port && port != 0 {
-            let ours = key.addr == Addr::LOOPBACK_V4 || key.addr == Addr::LOOPBACK_V6;
+            let dst = dst.routed();
+            let ours = dst == Addr::LOOPBACK_V4 || dst == Addr::LOOPBACK_V6;
             return if ours { Reason::Listener.into() } else { Reason::LoopbackClosed.into() };
         }
         // Resolvers of the host answer from outside the sandbox: asking them is a way out.
@@ -331,7 +332,7 @@ pub fn judge_loopback(sandbox: &Sandbox, key: &PermitKey, asked: Asked, tables: 
             return Reason::ForeignListener.into();
         }
     }
-    match tables.matches(sandbox.loopback, key.slot, asked.read_as(Mode::AllowStatic)) {
+    match tables.matches(sandbox.loopback, slot, asked.read_as(Mode::AllowStatic)) {
         Match::Hit => Verdict::by(Reason::Loopback, sandbox.loopback, false),
         Match::OtherPort | Match::Missing => Reason::LoopbackClosed.into(),
     }
@@ -360,14 +361,22 @@ pub fn judge_permit(key: &PermitKey, asked: Asked, tables: &impl Tables) -> Verd
 /// What one grant says: permitted, or one of the misses.
 #[inline(always)]
 pub fn judge_grant(slot: u32, grant: Grant, asked: Asked, tables: &impl Tables) -> Verdict {
+    judge_grant_by(grant, || tables.now_ns(), || tables.matches(grant.rule, slot, asked))
+}
+
+/// [`judge_grant`] with the clock and the rule's answer from the caller.
+#[inline(always)]
+pub fn judge_grant_by(grant: Grant, now_ns: impl FnOnce() -> u64, matches: impl FnOnce() -> Match) -> Verdict {
     if grant.rule.is_none() {
         return Reason::NotPermitted.into();
     }
+    // Before the clock, though an expired grant says nothing else: the verifier would walk it once for each outcome of that.
+    let found = matches();
     let lasting = grant.expires_ns == NEVER_NS;
-    if !lasting && grant.expires_ns <= tables.now_ns() {
+    if !lasting && grant.expires_ns <= now_ns() {
         return Reason::Expired.into();
     }
-    match tables.matches(grant.rule, slot, asked) {
+    match found {
         Match::Hit => Verdict::by(Reason::Permitted, grant.rule, !lasting),
         Match::OtherPort => Reason::PortNotPermitted.into(),
         Match::Missing => Reason::NotPermitted.into(),

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use egress_common::{
     addr::Addr,
     event::{Connected, Origin},
-    packet::{Bytes, Flow, Transport, network},
+    packet::{Bytes, Flow, parse_into},
     question::{Asked, Path, Question},
     verdict::{Reason, Verdict},
 };
@@ -103,42 +103,22 @@ impl Room {
     }
 }
 
-/// [`egress_common::packet::parse_into`] as global BPF functions, one for each step: whoever calls one sees plain numbers.
+/// [`parse_into`] as a global BPF function: verified once for all the kinds of headers, and whoever calls it sees plain
+/// numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, headers: *mut Headers) -> u64 {
     let packet = Packet { skb };
     // SAFETY: null, or whole headers of the caller's, as the verifier checks.
     let Some(headers) = (unsafe { headers.as_mut() }) else { return Verdict::from(Reason::Malformed).0 };
-    match network(&packet, narrow(offset), packet.ethertype(), &mut headers.flow) {
-        Ok(transport) => parse_transport_at(skb, transport.pack(), headers),
+    match parse_into(&packet, narrow(offset), packet.ethertype(), &mut headers.flow) {
+        Ok(asked) => {
+            let path = if packet.ifindex() == LOOPBACK_IFINDEX { Path::Loopback } else { Path::Wire };
+            headers.asked = asked.on(path).0;
+            Verdict::from(Reason::Permitted).0
+        }
         Err(reason) => Verdict::from(reason).0,
     }
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn parse_transport_at(skb: *mut __sk_buff, transport: u64, headers: *mut Headers) -> u64 {
-    let packet = Packet { skb };
-    // SAFETY: as above.
-    let Some(headers) = (unsafe { headers.as_mut() }) else { return Verdict::from(Reason::Malformed).0 };
-    if let Err(reason) = Transport::unpack(transport).read(&packet, &mut headers.flow) {
-        return Verdict::from(reason).0;
-    }
-    ask_at(headers, packet.ifindex().into());
-    Verdict::from(Reason::Permitted).0
-}
-
-/// What headers ask on a device.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ask_at(headers: *mut Headers, ifindex: u64) -> u64 {
-    // SAFETY: as above.
-    if let Some(headers) = unsafe { headers.as_mut() } {
-        let path = if ifindex == u64::from(LOOPBACK_IFINDEX) { Path::Loopback } else { Path::Wire };
-        headers.asked = Asked::of(&headers.flow, path).0;
-    }
-    0
 }
 
 impl Packet {
@@ -158,7 +138,7 @@ impl Packet {
         self.skb
     }
 
-    /// Reads the headers at `offset`; see [`egress_common::packet::parse`]. Allows where they could be read.
+    /// Reads the headers at `offset`; see [`parse_into`]. Allows where they could be read.
     #[inline(always)]
     pub(crate) fn read(self, offset: u32, headers: &mut Headers) -> Verdict {
         Verdict(parse_at(self.skb, u64::from(offset), headers))

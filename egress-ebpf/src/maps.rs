@@ -16,12 +16,11 @@ use egress_common::{
     addr::{Addr, Class},
     event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
     packet::FlowKey,
-    permit::{Grant, Match, NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by},
+    permit::{Grant, Match, NETWORK_SLOT_BITS, NEVER_NS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by},
     question::{Asked, Question},
     sandbox::{Identity, Sandbox},
     verdict::{
-        FlowState, ListenerKey, Reason, Route, Tables, Verdict, judge_grant, judge_loopback, judge_network, judge_permit,
-        judge_remote, route,
+        FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant_by, judge_loopback, judge_network, route,
     },
 };
 use core::mem::MaybeUninit;
@@ -140,12 +139,17 @@ extern "C" fn covers_at(index: u64, start: u64, asked: u64) -> u64 {
     RULES.get(narrow(index)).is_some_and(|rule| rule.covers_at(start as usize, Asked(asked))).into()
 }
 
+/// [`egress_common::verdict::judge_grant`] and [`egress_common::permit::match_rule`] in one, because each call costs the
+/// packet more than the code of this. Whoever asks a rule alone asks for a grant that lasts.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn match_at(index: u64, tag: u64, slot: u64, asked: u64) -> u64 {
-    let asked = Asked(asked);
+extern "C" fn judge_grant_at(slot: u64, expires_ns: u64, index: u64, tag: u64, asked: u64) -> u64 {
+    let (rule, asked) = (RuleRef { index: narrow(index), tag: narrow(tag) }, Asked(asked));
     let covers = |_: &Rule, start| covers_at(index, start as u64, asked.0) != 0;
-    match_rule_by(RULES.get(narrow(index)), narrow(tag), narrow(slot), asked, covers) as u64
+    judge_grant_by(Grant { expires_ns, rule }, now_ns, || {
+        match_rule_by(RULES.get(rule.index), rule.tag, narrow(slot), asked, covers)
+    })
+    .0
 }
 
 #[unsafe(no_mangle)]
@@ -161,52 +165,28 @@ fn key(slot: u64, high: u64, low: u64) -> PermitKey {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_permit_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    judge_permit(&key(slot, high, low), Asked(asked), &KernelTables).0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_grant_at(slot: u64, expires_ns: u64, index: u64, tag: u64, asked: u64) -> u64 {
-    let rule = RuleRef { index: narrow(index), tag: narrow(tag) };
-    judge_grant(narrow(slot), Grant { expires_ns, rule }, Asked(asked), &KernelTables).0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
 extern "C" fn judge_network_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
     judge_network(&key(slot, high, low), Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_remote_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
+extern "C" fn judge_loopback_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
     let Some(sandbox) = SANDBOXES.get(narrow(slot)) else { return Verdict::from(Reason::NoSandbox).0 };
-    judge_remote(sandbox, &key(slot, high, low), Asked(asked), &KernelTables).0
+    judge_loopback(narrow(slot), sandbox, Addr::unpack(high, low), Asked(asked), &KernelTables).0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_loopback_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    let Some(sandbox) = SANDBOXES.get(narrow(slot)) else { return Verdict::from(Reason::NoSandbox).0 };
-    judge_loopback(sandbox, &key(slot, high, low), Asked(asked), &KernelTables).0
+extern "C" fn route_at(high: u64, low: u64) -> u64 {
+    route(Addr::unpack(high, low), &KernelTables)
 }
 
-/// [`egress_common::verdict::decide`], with each second step behind a call of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn decide_at(slot: u64, high: u64, low: u64, asked: u64) -> u64 {
-    match route(Question { dst: Addr::unpack(high, low), asked: Asked(asked) }, &KernelTables) {
-        Route::Nowhere => Verdict::from(Reason::Protocol).0,
-        Route::Loopback(addr, asked) => {
-            let (high, low) = addr.pack();
-            judge_loopback_at(slot, high, low, asked.0)
-        }
-        Route::Remote(addr, asked) => {
-            let (high, low) = addr.pack();
-            judge_remote_at(slot, high, low, asked.0)
-        }
-    }
+    let Some(sandbox) = SANDBOXES.get(narrow(slot)) else { return Verdict::from(Reason::NoSandbox).0 };
+    decide(narrow(slot), sandbox, Question { dst: Addr::unpack(high, low), asked: Asked(asked) }, &KernelTables).0
 }
 
 /// Decides one destination for the tenant.
@@ -239,9 +219,15 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn judge_permit(&self, key: &PermitKey, asked: Asked) -> Verdict {
-        let (high, low) = key.addr.pack();
-        Verdict(judge_permit_at(key.slot.into(), high, low, asked.0))
+    fn route(&self, addr: Addr) -> u64 {
+        let (high, low) = addr.pack();
+        route_at(high, low)
+    }
+
+    #[inline(always)]
+    fn judge_loopback(&self, slot: u32, _: &Sandbox, dst: Addr, asked: Asked) -> Verdict {
+        let (high, low) = dst.pack();
+        Verdict(judge_loopback_at(slot.into(), high, low, asked.0))
     }
 
     #[inline(always)]
@@ -257,12 +243,13 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
-        match match_at(rule.index.into(), rule.tag.into(), slot.into(), asked.0) {
-            0 => Match::Missing,
-            1 => Match::OtherPort,
-            2 => Match::Hit,
-            // SAFETY: the function gives a `Match` as its number.
-            _ => unsafe { core::hint::unreachable_unchecked() },
+        let verdict = self.judge_grant(slot, Grant { expires_ns: NEVER_NS, rule }, asked);
+        if verdict.is(Reason::Permitted) {
+            Match::Hit
+        } else if verdict.is(Reason::PortNotPermitted) {
+            Match::OtherPort
+        } else {
+            Match::Missing
         }
     }
 
