@@ -9,7 +9,6 @@ use super::{
     permits::{LEARNED_AT_MOST, Permits, Table},
     record::{Record, RuleLine, start_time},
     reporter::{Reporter, Scene, about},
-    status,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -43,7 +42,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -179,21 +178,25 @@ impl Builder {
                 return Err(error.into());
             }
         };
-        let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
-        let made = self.make(cgroup, plan.clone(), &root);
-        if made.is_ok() {
-            undo.armed = false;
-        }
-        drop(undo);
+        let made = match root.create_owner_dir(&plan.name) {
+            Ok(own) => {
+                let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
+                let made = self.make(cgroup, plan.clone(), &own);
+                undo.armed = made.is_err();
+                made
+            }
+            // Whoever has this name already keeps what is pinned under it.
+            Err(error) => Err(error.into()),
+        };
         if made.is_err() {
             end_of_pins(&self.directories, root, turn);
         }
         made
     }
 
-    fn make(&self, cgroup: &Cgroup, plan: Plan, root: &PinRoot) -> Result<Sandbox, Error> {
+    fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
-        let pins = Pins::make(root, &plan.name)?;
+        let pins = Pins::make(own)?;
         let capacity = plan.capacity;
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
         if !plan.found.devices.is_empty() {
@@ -261,8 +264,7 @@ impl Builder {
             }
             hooks.extend(attach::device(&mut programs, found.ifindex, &pins.links)?);
         }
-        self.refuse_foreign(cgroup)?;
-        record.level = plan.level(self.privileged);
+        record.level = plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
         sink.emit(&about(Kind::Attach, &subject));
@@ -288,13 +290,6 @@ impl Builder {
             listener: listener.map(|key| (key.netns_cookie, key.port)),
             own_netns: plan.facts.own_netns,
         }
-    }
-
-    fn refuse_foreign(&self, cgroup: &Cgroup) -> Result<(), Error> {
-        if !self.strict {
-            return Ok(());
-        }
-        status::refuse_foreign_sockets(cgroup)
     }
 
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
@@ -325,7 +320,23 @@ pub(super) struct Plan {
     capacity: Capacity,
     found: Found,
     servers: Vec<SocketAddr>,
-    listens: bool,
+    pub(super) listens: bool,
+}
+
+/// Whether the policy needs somebody who answers DNS, and whom that one asks.
+fn resolvers(policy: &Policy) -> Result<(bool, Vec<SocketAddr>), Error> {
+    let listens = !policy.allow.names.is_empty() || policy.mode == Mode::Observe;
+    let servers = match (&policy.dns.servers, listens) {
+        (servers, true) if servers.is_empty() => dns::host_servers()?,
+        (servers, _) => servers.clone(),
+    };
+    Ok((listens, servers))
+}
+
+/// Addresses that no name opens.
+fn protected(servers: &[SocketAddr], own_netns: bool, own_addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let hosts = own_addresses.iter().copied().filter(|_| !own_netns);
+    servers.iter().map(SocketAddr::ip).chain(hosts).collect()
 }
 
 impl Plan {
@@ -348,21 +359,13 @@ impl Plan {
                 found.devices.push(named);
             }
         }
-        let listens = Self::listens(policy);
-        let servers = match (&policy.dns.servers, listens) {
-            (servers, true) if servers.is_empty() => dns::host_servers()?,
-            (servers, _) => servers.clone(),
-        };
+        let (listens, servers) = resolvers(policy)?;
         let own_addresses = addresses::list(&netns)?;
-        let mut protected: BTreeSet<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
-        if !own_netns {
-            protected.extend(own_addresses.iter().copied());
-        }
         let facts = Facts {
             own_netns,
             netns_cookie: netns.cookie()?,
+            protected: protected(&servers, own_netns, &own_addresses),
             own_addresses,
-            protected,
             listener_port: 0,
             raw_sockets: builder.raw_sockets,
         };
@@ -373,9 +376,11 @@ impl Plan {
         Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, capacity, found, servers, listens })
     }
 
-    /// True where somebody must answer the sandbox's DNS.
-    pub(super) fn listens(policy: &Policy) -> bool {
-        !policy.allow.names.is_empty() || policy.mode == Mode::Observe
+    /// The same place under another policy.
+    pub(super) fn with(&self, policy: &Policy) -> Result<Self, Error> {
+        let (listens, servers) = resolvers(policy)?;
+        let protected = protected(&servers, self.facts.own_netns, &self.facts.own_addresses);
+        Ok(Self { facts: Facts { protected, ..self.facts.clone() }, servers, listens, ..self.clone() })
     }
 
     fn open_listeners(&self) -> Result<Option<Listeners>, Error> {
@@ -498,8 +503,7 @@ struct Pins {
 }
 
 impl Pins {
-    fn make(root: &PinRoot, name: &str) -> Result<Self, Error> {
-        let own = root.create_owner_dir(name)?;
+    fn make(own: &Path) -> Result<Self, Error> {
         let (maps, links) = (own.join("maps"), own.join("links"));
         for path in [&maps, &links] {
             std::fs::create_dir(path).map_err(Error::file(path, "make"))?;

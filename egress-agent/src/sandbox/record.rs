@@ -81,6 +81,16 @@ impl Record {
         Ok(())
     }
 
+    /// The record of this name; none while the sandbox is being made or removed.
+    pub(super) fn read(directories: &Directories, name: &str) -> Result<Option<Self>, Error> {
+        let path = Self::directory(directories, name).join(FILE);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|source| Error::Record { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::file(&path, "read")(error)),
+        }
+    }
+
     /// Every record below a state directory, by name.
     pub(super) fn all(directories: &Directories) -> Result<Vec<Self>, Error> {
         let root = directories.state.join("sandboxes");
@@ -91,13 +101,8 @@ impl Record {
         };
         let mut records = Vec::new();
         for entry in entries {
-            let path = entry.map_err(Error::file(&root, "read"))?.path().join(FILE);
-            match fs::read(&path) {
-                Ok(text) => records.push(serde_json::from_slice::<Self>(&text).map_err(|source| Error::Record { path, source })?),
-                // Being made or removed right now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::file(&path, "read")(error)),
-            }
+            let name = entry.map_err(Error::file(&root, "read"))?.file_name();
+            records.extend(Self::read(directories, &name.to_string_lossy())?);
         }
         records.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(records)
