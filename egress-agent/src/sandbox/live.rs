@@ -2,9 +2,10 @@
 
 use super::{
     apply::apply,
-    attach::{Directories, Plan, end_of_pins, refuse_transient_mounts, rule_lines},
+    attach::{Directories, end_of_pins, refuse_transient_mounts, rule_lines},
     error::Error,
     level::Reached,
+    plan::Plan,
     record::Record,
     reporter::{Reporter, Scene, about},
 };
