@@ -73,22 +73,27 @@ impl PortRange {
     /// True where the range covers the port for one of the protocols and, being wider than one port, counts.
     #[inline(always)]
     pub const fn hit(self, protocol: Protocols, port: u32, wide_counts: bool) -> bool {
-        self.hits(protocol, port as u64, if wide_counts { u16::MAX as u64 } else { 0 }) >> 63 != 0
+        self.hits(protocol, port as u64, if wide_counts { 0 } else { SINGLE_ONLY }) & HIT != 0
     }
 
-    /// Highest bit set where the range covers the port for one of the protocols and reaches no more than `widest` beyond
-    /// its first port. Without a branch: the kernel's verifier walks both sides of each.
+    /// Bit [`HIT`] set where the range covers the port for one of the protocols, and is of one port where `single` has the
+    /// bit [`SINGLE_ONLY`]; the other bits say nothing. Without a branch: the kernel's verifier walks both sides of each.
     #[inline(always)]
-    pub const fn hits(self, protocol: Protocols, port: u64, widest: u64) -> u64 {
+    pub const fn hits(self, protocol: Protocols, port: u64, single: u64) -> u64 {
         let first = self.first as u64;
         let span = (self.last as u64).wrapping_sub(first);
         let reach = port.wrapping_sub(first);
-        // Each difference is negative where its side of `0 <= reach <= span <= widest` does not hold.
-        let outside = reach | span.wrapping_sub(reach) | widest.wrapping_sub(span);
+        // Each number is negative where its side of `0 <= reach <= span`, or of `span == 0`, does not hold.
+        let outside = reach | span.wrapping_sub(reach) | single & 0_u64.wrapping_sub(span);
         let spoken_of = 0_u64.wrapping_sub((self.protocols.0 & protocol.0) as u64);
         spoken_of & !outside
     }
 }
+
+/// The highest bit: what makes a number negative.
+pub const HIT: u64 = 1 << 63;
+/// The same bit, as a demand.
+pub const SINGLE_ONLY: u64 = 1 << 63;
 
 #[cfg(test)]
 mod tests {

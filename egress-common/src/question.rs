@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Addr, Class},
-    destination::{DNS_PORT, Protocols, is_name_service},
+    destination::{DNS_PORT, Protocols, SINGLE_ONLY, is_name_service},
     packet::{Flow, protocol},
     permit::rule_flags,
 };
@@ -210,10 +210,11 @@ impl Asked {
         (self.0 >> 1 & WIDE_COUNTS) ^ WIDE_COUNTS
     }
 
-    /// How far beyond its first port a range that counts may reach.
+    /// [`crate::destination::SINGLE_ONLY`] where ranges of more than one port do not count; the other bits say nothing.
     #[inline(always)]
-    pub const fn widest(self) -> u64 {
-        (self.0 / WIDE_COUNTS & 1) * u16::MAX as u64
+    pub const fn single_only(self) -> u64 {
+        const { assert!(WIDE_COUNTS << 40 == SINGLE_ONLY) };
+        !self.0 << 40
     }
 
     /// Port, host order; 0 where there is none.

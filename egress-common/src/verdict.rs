@@ -370,17 +370,21 @@ pub fn judge_grant_by(grant: Grant, now_ns: impl FnOnce() -> u64, matches: impl 
     if grant.rule.is_none() {
         return Reason::NotPermitted.into();
     }
-    // Before the clock, though an expired grant says nothing else: the verifier would walk it once for each outcome of that.
-    let found = matches();
-    let lasting = grant.expires_ns == NEVER_NS;
-    if !lasting && grant.expires_ns <= now_ns() {
-        return Reason::Expired.into();
+    // Before the clock, though an expired grant says nothing else, and as bits that no branch looks at: the verifier would
+    // walk what follows once for each outcome.
+    let (miss, keep) = match matches() {
+        Match::Hit => (0, u64::MAX),
+        Match::OtherPort => (Reason::PortNotPermitted as u64, 0),
+        Match::Missing => (Reason::NotPermitted as u64, 0),
+    };
+    let mut permitted = Verdict::by(Reason::Permitted, grant.rule, false);
+    if grant.expires_ns != NEVER_NS {
+        if grant.expires_ns <= now_ns() {
+            return Reason::Expired.into();
+        }
+        permitted = Verdict::by(Reason::Permitted, grant.rule, true);
     }
-    match found {
-        Match::Hit => Verdict::by(Reason::Permitted, grant.rule, !lasting),
-        Match::OtherPort => Reason::PortNotPermitted.into(),
-        Match::Missing => Reason::NotPermitted.into(),
-    }
+    Verdict(permitted.0 & keep | miss)
 }
 
 /// What the longest network over an address says: permitted, denied by rule, or a miss.

@@ -7,7 +7,10 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use egress_common::{names, sandbox::Identity};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
@@ -169,12 +172,31 @@ where
     T::try_from(map).map_err(failed)
 }
 
+/// Nearly all of the time is the verifier's, which takes no lock for a caller with the capabilities: a second thread halves it.
 fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&Program) -> bool) -> Result<(), LoadError> {
-    for (name, program) in ebpf.programs_mut().filter(|(_, program)| which(program)) {
-        load_program(program)
-            .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
-    }
-    Ok(())
+    let mut waiting: Vec<_> = ebpf.programs_mut().filter(|(_, program)| which(program)).collect();
+    // The longest last, from where they are taken first.
+    waiting.sort_by_key(|(_, program)| match program {
+        Program::CgroupSkb(_) | Program::SchedClassifier(_) => 2,
+        Program::CgroupSockAddr(_) => 1,
+        _ => 0,
+    });
+    let waiting = Mutex::new(waiting);
+    let work = || -> Result<(), LoadError> {
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((name, program)) = next else { return Ok(()) };
+            load_program(program)
+                .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
+        }
+    };
+    std::thread::scope(|scope| {
+        // Without a thread, the work is done all the same.
+        let second = std::thread::Builder::new().spawn_scoped(scope, &work);
+        let first = work();
+        let second = second.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        first.and(second)
+    })
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {

@@ -201,9 +201,9 @@ mod abi {
         const START: u64 = 0x40_0000;
         let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
         let size = 64 + 56 + code.len() as u64;
-        [START + 64 + 56, 64, 0].into_iter().for_each(|word: u64| elf.extend(word.to_le_bytes()));
+        elf.extend([START + 64 + 56, 64, 0].into_iter().flat_map(u64::to_le_bytes));
         elf.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x05\0\0\0");
-        [0, START, START, size, size, 0x1000].into_iter().for_each(|word: u64| elf.extend(word.to_le_bytes()));
+        elf.extend([0, START, START, size, size, 0x1000].into_iter().flat_map(u64::to_le_bytes));
         elf.extend(code);
         let (source, program) = (dir.join("source"), dir.join("program"));
         fs::write(&source, elf).unwrap();
