@@ -171,7 +171,7 @@ fn a_hundred_updates_leave_no_rule_and_no_permit_behind() {
     assert!(first[0] >= 2 && first[1] >= 1, "{first:?}");
     for round in 0..100_u8 {
         let other = format!(
-            "names = [\"ok.test:{}\", \"n{round}.test\"]\naddresses = [\"192.0.2.{round}:1-{round}9\", \"203.0.113.0/24:{round}1\"]",
+            "names = [\"ok.test:{}\", \"n{round}.test\"]\naddresses = [\"192.0.2.{round}:1-1{round}\", \"203.0.113.0/24:1{round}\"]",
             1000 + u16::from(round)
         );
         sandbox.update(policy(&other)).unwrap();

@@ -226,6 +226,7 @@ impl Builder {
             subject: Mutex::new(subject.clone()),
             permits: Arc::clone(&permits),
             tables: Arc::clone(&tables),
+            directory: Record::directory(&self.directories, &plan.name),
         });
         let (reporter, inbox) = Reporter::start(Arc::clone(&scene), records, sink.clone())?;
         let port = facts.listener_port;

@@ -72,7 +72,14 @@ impl Record {
     pub(super) fn remove(directories: &Directories, name: &str) -> Result<(), Error> {
         let directory = Self::directory(directories, name);
         let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        match fs::remove_dir_all(&directory) {
+        let mut removed = fs::remove_dir_all(&directory);
+        // Whoever serves the sandbox may have written a file while the others were removed.
+        for _ in 0..3 {
+            if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::DirectoryNotEmpty) {
+                removed = fs::remove_dir_all(&directory);
+            }
+        }
+        match removed {
             Err(error) if !gone(&error) => return Err(Error::file(&directory, "remove")(error)),
             _ => {}
         }
