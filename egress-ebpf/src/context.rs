@@ -52,11 +52,22 @@ impl From<*mut __sk_buff> for Packet {
 impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        if let Some(at) = self.linear(offset, N as u32 * 4) {
+            // SAFETY: within the packet, as was just checked. Volatile: each word is read by itself, and nothing is copied.
+            return Some(core::array::from_fn(|index| unsafe { at.cast::<u32>().add(index).read_volatile() }));
+        }
         self.load(offset)
     }
 
     #[inline(always)]
     fn doubles<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        // One double word more is behind a header already read, and rare enough to be left to the kernel.
+        if N > 1
+            && let Some(at) = self.linear(offset, N as u32 * 8)
+        {
+            // SAFETY: as above.
+            return Some(core::array::from_fn(|index| unsafe { at.cast::<u64>().add(index).read_volatile() }));
+        }
         self.load(offset)
     }
 }
@@ -122,6 +133,15 @@ extern "C" fn parse_at(skb: *mut __sk_buff, offset: u64, headers: *mut Headers) 
 }
 
 impl Packet {
+    /// Where `len` bytes from `offset` lie, if they are in the part of the packet that a program may read itself.
+    #[inline(always)]
+    fn linear(self, offset: u32, len: u32) -> Option<*const u8> {
+        // SAFETY: a live context for the whole program run; these two fields hold pointers as the verifier sees them.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let at = data + (offset & 0xff) as usize;
+        (at + len as usize <= end).then_some(at as *const u8)
+    }
+
     /// `T` is an array of numbers. Not zeroed first: that is a call of memset, which the verifier walks byte by byte.
     #[inline(always)]
     fn load<T: Copy>(self, offset: u32) -> Option<T> {
