@@ -202,9 +202,11 @@ impl Builder {
         let mut ids = RuleIds::new(capacity.rules);
         let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         apply(&diff(&Image::empty(super::SLOT), &image), &image, nonce, &tables).map_err(|(_, error)| error)?;
-        let listener = listeners
-            .as_ref()
-            .map(|found| ListenerKey { netns_cookie: facts.netns_cookie, port: found.port.into(), reserved: 0 });
+        let listener = listeners.as_ref().map(|found| ListenerKey {
+            netns_cookie: facts.netns_cookie,
+            port: found.port.into(),
+            reserved: 0,
+        });
         if let Some(key) = listener {
             tables.set_listener(key, nonce)?;
         }
@@ -247,7 +249,8 @@ impl Builder {
         }
         let watch = plan.follow_addresses(&tables)?;
 
-        let mut hooks = attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
+        let mut hooks =
+            attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
         for found in &plan.found.devices {
             tables.set_device(found.ifindex, identity)?;
             for source in device::source_addresses(&plan.netns)? {
@@ -255,7 +258,8 @@ impl Builder {
             }
             hooks.extend(attach::device(&mut programs, found.ifindex, &pins.links)?);
         }
-        record.level = plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
+        record.level =
+            plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
         sink.emit(&about(Kind::Attach, &subject));
@@ -263,7 +267,14 @@ impl Builder {
         Ok(Sandbox::new(kernel, scene, server, reporter, watch, sink, record, plan, ids, self.directories.clone()))
     }
 
-    fn record(&self, cgroup: &Cgroup, plan: &Plan, nonce: u64, listener: Option<ListenerKey>, permits: &Permits) -> Record {
+    fn record(
+        &self,
+        cgroup: &Cgroup,
+        plan: &Plan,
+        nonce: u64,
+        listener: Option<ListenerKey>,
+        permits: &Permits,
+    ) -> Record {
         let pid = std::process::id();
         Record {
             name: plan.name.clone(),
@@ -285,11 +296,9 @@ impl Builder {
 
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
         match self.require {
-            Some(wanted) if reached.level.is_none_or(|level| level < wanted) => Err(Error::Require {
-                wanted,
-                reached: reached.text.clone(),
-                missing: reached.missing.join("; "),
-            }),
+            Some(wanted) if reached.level.is_none_or(|level| level < wanted) => {
+                Err(Error::Require { wanted, reached: reached.text.clone(), missing: reached.missing.join("; ") })
+            }
             _ => Ok(()),
         }
     }
@@ -298,7 +307,9 @@ impl Builder {
 pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
     let text = |text: &RuleText| text.origins().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let rules = image.rules.iter();
-    rules.map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) }).collect()
+    rules
+        .map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) })
+        .collect()
 }
 
 /// Directories of one owner's pins.
@@ -371,7 +382,8 @@ pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: StateL
         return;
     }
     let ended = std::fs::remove_file(directories.listeners()).or_else(ignore_missing);
-    let ended = ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
+    let ended =
+        ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
     if let Err(error) = ended.and_then(|()| Ok(turn.remove()?)) {
         tracing::warn!(%error, "something of the last sandbox is left in the state or pin directory");
     }

@@ -92,7 +92,11 @@ fn what_is_no_cgroup_for_a_sandbox_is_refused() {
     let flags = format!("--allow {OK} --pin");
     threaded.attach(&flags).output().exits(2).says("threaded");
     lab.egressd("attach").flags(&format!("--cgroup {}/no/such {flags}", job.path())).output().exits(2).says("/no/such");
-    lab.egressd("attach").flags(&format!("--cgroup {} {flags}", lab.cgroup().path().display())).output().exits(2).says("egressd itself");
+    lab.egressd("attach")
+        .flags(&format!("--cgroup {} {flags}", lab.cgroup().path().display()))
+        .output()
+        .exits(2)
+        .says("egressd itself");
     job.attach(&format!("{flags} --ready-fd 77")).output().exits(2).says("--ready-fd 77");
     job.attach(&format!("{flags} --device nope0")).output().exits(3).says("nope0");
     job.attach("--pin --allow").output().exits(2);
@@ -112,7 +116,8 @@ fn a_failed_attach_leaves_others_in_force() {
     let (job, other) = (Job::new(&lab, "job"), Job::new(&lab, "other"));
     let served = other.attached("--allow ok.test");
     let during = lab.snapshot();
-    let failed = job.attach("--allow ok.test").env("EGRESSD_FAULT", "attach_connect6").deadline(Duration::from_secs(10));
+    let failed =
+        job.attach("--allow ok.test").env("EGRESSD_FAULT", "attach_connect6").deadline(Duration::from_secs(10));
     failed.output().exits(3).says("connect6");
     assert_eq!(during.diff(&lab.snapshot()), Vec::<String>::new());
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("open")), Some(0));
