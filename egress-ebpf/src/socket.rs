@@ -82,10 +82,14 @@ fn judge(hook: Hook, call: Call<'_>) -> i32 {
     }
     let asked = Asked(call_asks(protocol.into(), port.into()));
     let verdict = maps::judge(tenant, Question { dst: addr, asked });
+    let connects = matches!(hook, Hook::Connect4 | Hook::Connect6);
     if !verdict.allows() {
+        if connects && asks_for_source(tenant, verdict, protocol) {
+            return PASS;
+        }
         return refuse(tenant, verdict, hook, addr, port, protocol);
     }
-    if verdict.fleeting() && matches!(hook, Hook::Connect4 | Hook::Connect6) {
+    if verdict.fleeting() && connects {
         call.keep_connected(Connected {
             nonce: tenant.sandbox.nonce,
             addr,
@@ -95,6 +99,13 @@ fn judge(hook: Hook, call: Call<'_>) -> i32 {
         });
     }
     PASS
+}
+
+/// ping connects a UDP socket to any port of its target to learn its own address. That sends nothing, and what the socket
+/// would send is judged as a packet; so where echo is open, the port does not matter.
+#[inline(always)]
+fn asks_for_source(tenant: Tenant, verdict: Verdict, protocol: u8) -> bool {
+    protocol == protocol::UDP && verdict.is(Reason::PortNotPermitted) && tenant.sandbox.flags & flags::ICMP_ECHO != 0
 }
 
 /// What a socket call asks, as a global BPF function: see `maps`.

@@ -27,7 +27,7 @@ pub struct Frame {
     pub tcp_flags: u8,
     /// Length on the wire, link header included; more than the device's MTU where segmentation was left to the device.
     pub len: usize,
-    /// The first [`KEPT`] bytes behind the transport header; everything behind the link header where there is none.
+    /// The first bytes behind the transport header; everything behind the link header where there is none.
     pub payload: Vec<u8>,
 }
 

@@ -10,12 +10,16 @@
 
 mod agents;
 mod apart;
+mod attach;
 mod bad_input;
 mod clients;
 mod ends;
+mod escape;
 mod foreign;
 mod headers;
+mod job;
 mod lab;
+mod library;
 mod names;
 mod net;
 mod own;
@@ -25,3 +29,4 @@ mod platform;
 mod refusals;
 mod run;
 mod sockets;
+mod verbs;

@@ -5,6 +5,7 @@
 mod cgroups;
 mod confinement;
 mod endings;
+mod seccomp;
 mod signals;
 
 use egress_agent::{
@@ -97,6 +98,8 @@ fn output_of(mut command: Command, redirect: impl FnOnce(&mut Command, i32)) -> 
     use std::os::fd::AsRawFd;
     let (mut reader, writer) = std::io::pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    // Who opens it anew by its path in /proc must own it.
+    std::os::unix::fs::fchown(&writer, Some(command.identity.uid), None).unwrap();
     command.keep_fds = KeptFds::check(&[writer.as_raw_fd()]).unwrap();
     redirect(&mut command, writer.as_raw_fd());
     let cgroup = Fresh::new();
@@ -112,7 +115,8 @@ fn output_of(mut command: Command, redirect: impl FnOnce(&mut Command, i32)) -> 
 /// Output of a shell script, with `set_up` applied to the command first.
 fn script_output(uid: u32, script: &str, set_up: impl FnOnce(&mut Command)) -> String {
     output_of(command(uid, &["sh", "-c"]), |command, fd| {
-        command.argv.push(format!("exec >&{fd} {fd}>&-\n{script}").into());
+        // dash takes no descriptor above 9 in a redirection.
+        command.argv.push(format!("exec >/proc/self/fd/{fd}\n{script}").into());
         set_up(command);
     })
 }

@@ -26,6 +26,7 @@ pub(crate) struct Executable {
     pub(crate) target: String,
     pub(crate) package_dir: PathBuf,
     pub(crate) path: PathBuf,
+    is_test: bool,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +35,7 @@ struct Message {
     executable: Option<PathBuf>,
     manifest_path: Option<PathBuf>,
     target: Option<Target>,
+    profile: Option<Profile>,
     package_id: Option<String>,
     out_dir: Option<PathBuf>,
 }
@@ -43,12 +45,24 @@ struct Target {
     name: String,
 }
 
-/// Runs a `cargo build` or `cargo test --no-run` to its end and gives the executables it made, in cargo's order.
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// Builds the tests of a package and gives their binaries, in cargo's order: not its examples, which are built along.
+pub(crate) fn build_tests(mut command: Command, package: &str) -> Result<Vec<Executable>> {
+    command.args(["test", "--locked", "--package", package, "--no-run"]);
+    Ok(executables(command)?.into_iter().filter(|it| it.is_test).collect())
+}
+
+/// Runs a `cargo build` to its end and gives the executables it made, in cargo's order.
 pub(crate) fn executables(command: Command) -> Result<Vec<Executable>> {
     let made = messages(command)?.into_iter().filter(|message| message.reason == "compiler-artifact");
     let executable = |message: Message| {
         let package_dir = message.manifest_path?.parent()?.to_owned();
-        Some(Executable { target: message.target?.name, package_dir, path: message.executable? })
+        let is_test = message.profile?.test;
+        Some(Executable { target: message.target?.name, package_dir, path: message.executable?, is_test })
     };
     Ok(made.filter_map(executable).collect())
 }

@@ -187,8 +187,7 @@ impl Tree {
             let Ok(built) = cargo::executables(build) else { return Ok(None) };
             egressd = built.into_iter().find(|it| it.target == "egressd").map(|it| it.path);
         }
-        let build = self.cargo(&["test", "--quiet", "--locked", "--package", package, "--no-run"])?;
-        let Ok(tests) = cargo::executables(build) else { return Ok(None) };
+        let Ok(tests) = cargo::build_tests(self.cargo(&["--quiet"])?, package) else { return Ok(None) };
         Ok(Some(Built { tests, egressd }))
     }
 
@@ -260,6 +259,15 @@ mod tests {
         assert_eq!(mutants[0].spoil("a x b").unwrap(), "a y b");
         assert!(mutants[0].spoil("a b").is_err());
         assert!(mutants[0].spoil("x x").is_err());
+    }
+
+    /// Whoever changes one of these lines changes its entry, and thinks of its test.
+    #[test]
+    fn every_entry_of_the_list_is_in_step_with_the_tree() {
+        let root = cargo::workspace();
+        for mutant in read(&fs::read_to_string(root.join(LIST)).unwrap()).unwrap() {
+            mutant.spoil(&fs::read_to_string(root.join(&mutant.file)).unwrap()).unwrap();
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn unit(filters: &[String]) -> Result<Tally> {
 
 fn root(filters: &[String]) -> Result<Tally> {
     let egressd = cargo::build_egressd(&[])?;
-    let tests = cargo::executables(cargo::command(&["test", "--locked", "--package", "egress-tests", "--no-run"])?)?;
+    let tests = cargo::build_tests(cargo::command(&[])?, "egress-tests")?;
     if !invoker::is_root() {
         bail!("these tests make namespaces, cgroups and BPF programs: sudo make test");
     }

@@ -73,7 +73,7 @@ fn four_families_are_left() {
 #[test]
 fn packet_sockets_go_with_the_capability() {
     let raw = KeptCaps::parse(&["net_raw"], true).unwrap();
-    let (packet, xdp, inet, old) = (17, 44, 2, 10 | libc::SOCK_CLOEXEC as u64);
+    let (packet, xdp, inet, old) = (17, 44, 2, (SOCK_PACKET | libc::SOCK_CLOEXEC) as u64);
     for (keep_caps, expected) in [(KeptCaps::NONE, refused(libc::EAFNOSUPPORT)), (raw, ALLOW)] {
         let socket = |family, kind| verdict_on(keep_caps, OWN, libc::SYS_socket as u32, &[family, kind, 0]);
         assert_eq!((socket(packet, 3), socket(inet, old)), (expected, expected));

@@ -6,21 +6,19 @@ use super::{
     error::Error,
     level::{Level, Reached},
     live::{Kernel, Sandbox},
-    permits::{LEARNED_AT_MOST, Permits, Table},
+    permits::Permits,
+    plan::{Plan, answers},
     record::{Record, RuleLine, start_time},
     reporter::{Reporter, Scene, about},
-    status,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, Image, Limits, RuleIds, RuleText, compile, diff},
+    compile::{Facts, Image, RuleIds, RuleText, compile, diff},
     datapath::{
-        addresses, attach,
+        attach,
         bpffs::{self, PinRoot},
-        device::{self, Found},
-        listeners::{self, Listeners},
-        load::{Capacity, Programs},
-        netns::Netns,
+        device,
+        load::Programs,
         records::Records,
         state_dir::{StateDir, StateLock},
         tables::Tables,
@@ -31,21 +29,12 @@ use crate::{
         event::{Kind, Subject},
         sink::{FILE_BYTES, FILE_NAME},
     },
-    policy::{Answers, Mode, NameTable, Policy},
+    policy::Policy,
 };
-use egress_common::{
-    addr::Addr,
-    names::map,
-    sandbox::Identity,
-    verdict::ListenerKey,
-};
+use egress_common::{names::map, sandbox::Identity, verdict::ListenerKey};
 use std::{
-    collections::BTreeSet,
-    io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 /// Where egressd keeps what it must find again. Two instances with different directories never meet.
@@ -73,14 +62,14 @@ impl Directories {
 /// Collects what a sandbox is made of.
 #[derive(Debug)]
 pub struct Builder {
-    policy: Policy,
+    pub(super) policy: Policy,
     cgroup: Option<PathBuf>,
-    netns: Option<PathBuf>,
-    device: Option<String>,
+    pub(super) netns: Option<PathBuf>,
+    pub(super) device: Option<String>,
     directories: Directories,
     strict: bool,
     require: Option<Level>,
-    raw_sockets: bool,
+    pub(super) raw_sockets: bool,
     privileged: bool,
 }
 
@@ -179,21 +168,25 @@ impl Builder {
                 return Err(error.into());
             }
         };
-        let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
-        let made = self.make(cgroup, plan.clone(), &root);
-        if made.is_ok() {
-            undo.armed = false;
-        }
-        drop(undo);
+        let made = match root.create_owner_dir(&plan.name) {
+            Ok(own) => {
+                let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
+                let made = self.make(cgroup, plan.clone(), &own);
+                undo.armed = made.is_err();
+                made
+            }
+            // Whoever has this name already keeps what is pinned under it.
+            Err(error) => Err(error.into()),
+        };
         if made.is_err() {
             end_of_pins(&self.directories, root, turn);
         }
         made
     }
 
-    fn make(&self, cgroup: &Cgroup, plan: Plan, root: &PinRoot) -> Result<Sandbox, Error> {
+    fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
-        let pins = Pins::make(root, &plan.name)?;
+        let pins = Pins::make(own)?;
         let capacity = plan.capacity;
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
         if !plan.found.devices.is_empty() {
@@ -233,6 +226,7 @@ impl Builder {
             subject: Mutex::new(subject.clone()),
             permits: Arc::clone(&permits),
             tables: Arc::clone(&tables),
+            directory: Record::directory(&self.directories, &plan.name),
         });
         let (reporter, inbox) = Reporter::start(Arc::clone(&scene), records, sink.clone())?;
         let port = facts.listener_port;
@@ -261,8 +255,7 @@ impl Builder {
             }
             hooks.extend(attach::device(&mut programs, found.ifindex, &pins.links)?);
         }
-        self.refuse_foreign(cgroup)?;
-        record.level = plan.level(self.privileged);
+        record.level = plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
         sink.emit(&about(Kind::Attach, &subject));
@@ -290,13 +283,6 @@ impl Builder {
         }
     }
 
-    fn refuse_foreign(&self, cgroup: &Cgroup) -> Result<(), Error> {
-        if !self.strict {
-            return Ok(());
-        }
-        status::refuse_foreign_sockets(cgroup)
-    }
-
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
         match self.require {
             Some(wanted) if reached.level.is_none_or(|level| level < wanted) => Err(Error::Require {
@@ -315,182 +301,6 @@ pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
     rules.map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) }).collect()
 }
 
-/// What is known before anything is made.
-#[derive(Clone)]
-pub(super) struct Plan {
-    pub(super) name: String,
-    pub(super) netns: Arc<Netns>,
-    pub(super) facts: Facts,
-    pub(super) limits: Limits,
-    capacity: Capacity,
-    found: Found,
-    servers: Vec<SocketAddr>,
-    listens: bool,
-}
-
-impl Plan {
-    fn new(builder: &Builder, cgroup: &Cgroup) -> Result<Self, Error> {
-        let policy = &builder.policy;
-        let here = Netns::current()?;
-        let netns = match &builder.netns {
-            Some(name) if name.components().count() == 1 && !name.has_root() => Netns::from_name(&name.to_string_lossy())?,
-            Some(path) => Netns::from_path(path)?,
-            None => match cgroup.procs()?.first().and_then(|pid| i32::try_from(*pid).ok()) {
-                Some(pid) => Netns::from_pid(nix::unistd::Pid::from_raw(pid))?,
-                None => here.try_clone()?,
-            },
-        };
-        let own_netns = !netns.same_as(&here);
-        let mut found = if own_netns { device::find(&netns)? } else { Found::default() };
-        if let Some(name) = &builder.device {
-            let named = device::by_name(name)?;
-            if !found.devices.iter().any(|device| device.ifindex == named.ifindex) {
-                found.devices.push(named);
-            }
-        }
-        let listens = Self::listens(policy);
-        let servers = match (&policy.dns.servers, listens) {
-            (servers, true) if servers.is_empty() => dns::host_servers()?,
-            (servers, _) => servers.clone(),
-        };
-        let own_addresses = addresses::list(&netns)?;
-        let mut protected: BTreeSet<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
-        if !own_netns {
-            protected.extend(own_addresses.iter().copied());
-        }
-        let facts = Facts {
-            own_netns,
-            netns_cookie: netns.cookie()?,
-            own_addresses,
-            protected,
-            listener_port: 0,
-            raw_sockets: builder.raw_sockets,
-        };
-        // Compiled once without effect: what cannot be enforced is refused before anything is made, and the maps are made
-        // as large as this policy and a later one of its kind need.
-        let image = compile(policy, &facts, super::SLOT, &mut RuleIds::new(u32::MAX), super::MOST)?;
-        let (limits, capacity) = sizes(&image);
-        Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, capacity, found, servers, listens })
-    }
-
-    /// True where somebody must answer the sandbox's DNS.
-    pub(super) fn listens(policy: &Policy) -> bool {
-        !policy.allow.names.is_empty() || policy.mode == Mode::Observe
-    }
-
-    fn open_listeners(&self) -> Result<Option<Listeners>, Error> {
-        if !self.listens {
-            return Ok(None);
-        }
-        Ok(Some(self.netns.open_listeners(listeners::PORTS)?))
-    }
-
-    pub(super) fn dns_config(&self, policy: &Policy, generation: u64) -> dns::Config {
-        dns::Config {
-            names: Arc::new(Table(NameTable::new(policy))),
-            generation,
-            servers: self.servers.clone(),
-            answers: match &policy.dns.answers {
-                Answers::Public => dns::Answers::Public,
-                Answers::Any => dns::Answers::Any,
-                Answers::Nets(nets) => dns::Answers::Networks(nets.clone()),
-            },
-            protected: self.facts.protected.iter().copied().collect(),
-            permit_min: policy.dns.permit_min,
-            permit_max: policy.dns.permit_max,
-            grace: policy.dns.grace,
-            queries_per_second: policy.dns.queries_per_second,
-            observe: policy.mode == Mode::Observe,
-        }
-    }
-
-    /// Keeps the map of own addresses as the namespace has them. The host's own are never open, so nobody follows them.
-    fn follow_addresses(&self, tables: &Arc<Tables>) -> Result<Option<addresses::Watch>, Error> {
-        if !self.facts.own_netns {
-            return Ok(None);
-        }
-        let tables = Arc::clone(tables);
-        let mut known: BTreeSet<Addr> = self.facts.own_addresses.iter().map(|ip| Addr::from(*ip).routed()).collect();
-        let changed = move |now: Result<BTreeSet<IpAddr>, _>| {
-            let now: BTreeSet<Addr> = match now {
-                Ok(now) => now.into_iter().map(|ip| Addr::from(ip).routed()).collect(),
-                Err(error) => {
-                    tracing::error!(%error, "own addresses are no longer followed; new ones stay closed");
-                    return;
-                }
-            };
-            let gone = known.difference(&now).map(|addr| tables.remove_own(super::SLOT, *addr));
-            let new = now.difference(&known).map(|addr| tables.set_own(super::SLOT, *addr));
-            for result in gone.chain(new) {
-                if let Err(error) = result {
-                    tracing::error!(%error, "an own address could not be followed");
-                }
-            }
-            known = now;
-        };
-        Ok(Some(addresses::Watch::start(&self.netns, changed)?))
-    }
-
-    pub(super) fn level(&self, privileged: bool) -> Reached {
-        let mut missing = Vec::new();
-        if privileged && !self.facts.own_netns {
-            missing.push("its processes run as uid 0 in the host's namespaces: run them as another user".to_owned());
-            return Reached { level: None, text: "none".to_owned(), missing };
-        }
-        for uncovered in &self.found.uncovered {
-            missing.push(format!("for L2: device {} ({}) leads past the enforced ones", uncovered.name, uncovered.kind));
-        }
-        if self.found.devices.is_empty() {
-            missing.push("for L2: a network namespace of its own with a veth whose host side is in egressd's".to_owned());
-        }
-        let level = if missing.is_empty() { Level::L2 } else { Level::L1 };
-        Reached { level: Some(level), text: level.to_string(), missing }
-    }
-}
-
-/// Asks the sandbox's own listener for `localhost`, which it answers by itself: nothing is started before it answers.
-fn answers(netns: &Netns, port: u16) -> Result<(), Error> {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    // RFC 1035, 4.1: id, recursion desired, one question; then the name, type A, class IN.
-    const QUERY: &[u8] = b"\xe9\x53\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01";
-    let ask = || -> io::Result<()> {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-        socket.connect((Ipv4Addr::LOCALHOST, port))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send(QUERY)?;
-        let mut answer = [0; 512];
-        socket.recv(&mut answer).map(drop)
-    };
-    netns.enter(ask)?.map_err(|source| Error::SilentAgent { waited: PATIENCE, source })
-}
-
-/// Room for this image, and for another of twice its size beside it while a reload is applied. A hash map without entries costs
-/// 16 bytes for each that fits, so no map is made for more.
-fn sizes(image: &Image) -> (Limits, Capacity) {
-    let twice = |len: usize, least: usize| (len * 2).max(least);
-    let limits = Limits {
-        rules: twice(image.rules.len(), 64).min(super::MOST.rules),
-        networks: twice(image.networks.len(), 128).min(super::MOST.networks),
-        permits: twice(image.permits.len(), 128).min(super::MOST.permits),
-    };
-    let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let capacity = Capacity {
-        sandboxes: 1,
-        rules: entries(limits.rules * 2),
-        networks: entries(limits.networks * 2),
-        permits: entries(limits.permits + LEARNED_AT_MOST),
-    };
-    (limits, capacity)
-}
-
-/// Unique on the host: policy names may repeat, a cgroup's inode does not.
-fn name(policy: &Policy, cgroup: &Cgroup) -> String {
-    const LONGEST: usize = 40;
-    let plain = |byte: char| if byte.is_ascii_alphanumeric() || byte == '-' { byte } else { '_' };
-    let base: String = policy.name.as_deref().unwrap_or("sandbox").chars().take(LONGEST).map(plain).collect();
-    format!("{base}-{}", cgroup.id())
-}
-
 /// Directories of one owner's pins.
 struct Pins {
     maps: PathBuf,
@@ -498,8 +308,7 @@ struct Pins {
 }
 
 impl Pins {
-    fn make(root: &PinRoot, name: &str) -> Result<Self, Error> {
-        let own = root.create_owner_dir(name)?;
+    fn make(own: &Path) -> Result<Self, Error> {
         let (maps, links) = (own.join("maps"), own.join("links"));
         for path in [&maps, &links] {
             std::fs::create_dir(path).map_err(Error::file(path, "make"))?;

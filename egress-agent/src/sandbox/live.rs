@@ -2,9 +2,10 @@
 
 use super::{
     apply::apply,
-    attach::{Directories, Plan, end_of_pins, refuse_transient_mounts, rule_lines},
+    attach::{Directories, end_of_pins, refuse_transient_mounts, rule_lines},
     error::Error,
     level::Reached,
+    plan::Plan,
     record::Record,
     reporter::{Reporter, Scene, about},
 };
@@ -27,8 +28,10 @@ use egress_common::{sandbox::Identity, verdict::ListenerKey};
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    os::fd::{AsFd as _, OwnedFd},
-
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     sync::{Arc, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -137,18 +140,30 @@ impl Sandbox {
     /// In between, nothing is open that neither policy opens: denies come first, then what is no longer allowed goes, then
     /// denies that are gone, then what is new.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
-        if self.server.is_none() && Plan::listens(&policy) {
+        if self.was_detached() {
+            return Err(Error::NotAttached { cgroup: self.record.directory.clone() });
+        }
+        let plan = self.plan.with(&policy)?;
+        if plan.listens && self.server.is_none() {
             return Err(Error::NoListener);
         }
         let listener_port = self.scene.permits.in_force().image.settings.listener_port;
-        let facts = Facts { listener_port, ..self.plan.facts.clone() };
+        let facts = Facts { listener_port, ..plan.facts.clone() };
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
-        let image = compile(&policy, &facts, super::SLOT, &mut ids, self.plan.limits)?;
+        let image = compile(&policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         let generation = self.record.generation + 1;
-        let (text, name, config) = (policy.to_toml(), policy.name.clone(), self.plan.dns_config(&policy, generation));
+        let (text, name) = (policy.to_toml(), policy.name.clone());
         {
             let mut in_force = self.scene.permits.in_force();
+            // First, because it may refuse the policy. It can write no permit of the new policy before that is in force.
+            let serve = |plan: &Plan, policy: &Policy, generation| match &self.server {
+                Some(server) if plan.listens => server.update(plan.dns_config(policy, generation)),
+                // Without names there is nothing to ask a server for.
+                Some(server) => server.update(self.plan.dns_config(policy, generation)),
+                None => Ok(()),
+            };
+            serve(&plan, &policy, generation)?;
             let changes = diff(&in_force.image, &image);
             let nonce = self.kernel.identity.nonce;
             if let Err((done, error)) = apply(&changes, &image, nonce, &self.kernel.tables) {
@@ -159,6 +174,7 @@ impl Sandbox {
                     disown(&self.kernel.tables, self.kernel.cgroup_id)?;
                 }
                 self.ids.skip_tags(&ids);
+                serve(&self.plan, &in_force.policy, in_force.generation)?;
                 return Err(error.into());
             }
             in_force.generation = generation;
@@ -166,8 +182,8 @@ impl Sandbox {
             in_force.image = image;
         }
         self.ids = ids;
-        if let Some(server) = &self.server {
-            server.update(config)?;
+        if plan.listens {
+            self.plan = plan;
         }
         self.record.generation = generation;
         self.record.policy = text;
@@ -215,7 +231,8 @@ impl Sandbox {
             // Removed: nothing can be in it any more.
             _ => false,
         };
-        if populated {
+        // A record of what somebody else took down would keep the cgroup from being attached again.
+        if populated && !self.was_detached() {
             self.stays = true;
             self.record.agent_pid = None;
             self.record.agent_start = None;
@@ -231,9 +248,12 @@ impl Sandbox {
         self.end()
     }
 
-    /// True once somebody else detached the sandbox.
+    /// True once somebody else detached the sandbox, also where another one is attached to its cgroup by now.
     pub fn was_detached(&self) -> bool {
-        !Record::directory(&self.directories, &self.record.name).exists()
+        let replaced = Record::read(&self.directories, &self.record.name).is_ok_and(|found| {
+            found.is_some_and(|found| found.nonce != self.record.nonce)
+        });
+        replaced || !self.directories.pin.join(&self.record.name).exists()
     }
 
     fn end(&mut self) -> Result<(), Error> {
@@ -242,7 +262,7 @@ impl Sandbox {
         drop(self.server.take());
         drop(self.reporter.take());
         self.sink.emit(&about(Kind::Detach, &self.scene.subject()));
-        take_down(&self.directories, &self.record, Some(&self.kernel.tables))
+        take_down(&self.directories, &self.record)
     }
 }
 
@@ -257,8 +277,9 @@ impl Drop for Sandbox {
     }
 }
 
-/// Removes everything of a sandbox: closed first, open at the very end.
-pub(super) fn take_down(directories: &Directories, record: &Record, tables: Option<&Tables>) -> Result<(), Error> {
+/// Removes everything of a sandbox: closed first, open at the very end. Done as well when somebody else did it, and then
+/// nothing of a sandbox that took its name since is touched.
+pub(super) fn take_down(directories: &Directories, record: &Record) -> Result<(), Error> {
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
     let root = PinRoot::open(&directories.pin, &turn)?;
@@ -267,16 +288,14 @@ pub(super) fn take_down(directories: &Directories, record: &Record, tables: Opti
         end_of_pins(directories, root, turn);
         return Ok(());
     };
-    let opened;
-    let tables = if let Some(tables) = tables {
-        tables
-    } else {
-        opened = Tables::open(&pins.join("maps"), &directories.listeners())?;
-        &opened
-    };
-    // The storage would outlive the links, for whoever attaches next.
-    if record.directory.exists() {
-        disown(tables, record.cgroup_id)?;
+    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
+    if tables.sandbox(super::SLOT)?.nonce != record.nonce {
+        return Ok(());
+    }
+    // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
+    // another one has its path.
+    if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
+        disown(&tables, record.cgroup_id)?;
     }
     if let Some((netns_cookie, port)) = record.listener {
         tables.remove_listener(ListenerKey { netns_cookie, port, reserved: 0 })?;

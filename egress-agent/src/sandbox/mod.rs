@@ -10,6 +10,7 @@ mod level;
 mod live;
 pub mod needs;
 mod permits;
+mod plan;
 mod record;
 mod reporter;
 mod status;

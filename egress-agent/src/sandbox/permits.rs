@@ -4,6 +4,7 @@ use crate::{
     compile::Image,
     datapath::tables::{TableError, Tables},
     dns,
+    observe::permits_file,
     policy::{NameTable, NameVerdict, Policy},
 };
 use egress_common::{
@@ -51,6 +52,8 @@ pub(super) struct InForce {
     pub(super) image: Image,
     /// For people only: which names led to an address, and until when. The kernel's map decides.
     names: BTreeMap<IpAddr, Vec<Learned>>,
+    /// `names` is not what was last asked for by [`Permits::news`].
+    changed: bool,
 }
 
 #[derive(Clone)]
@@ -68,7 +71,7 @@ pub(super) struct Permits {
 
 impl Permits {
     pub(super) fn new(slot: u32, tables: Arc<Tables>, policy: Policy, image: Image) -> Self {
-        let in_force = InForce { generation: 1, policy: Arc::new(policy), image, names: BTreeMap::new() };
+        let in_force = InForce { generation: 1, policy: Arc::new(policy), image, names: BTreeMap::new(), changed: false };
         Self { slot, tables, in_force: Mutex::new(in_force) }
     }
 
@@ -87,6 +90,16 @@ impl Permits {
         let in_force = self.in_force();
         let learned = in_force.names.get(&canonical(address)).into_iter().flatten();
         learned.filter(|learned| learned.expires_ns > now).map(|learned| learned.name.clone()).collect()
+    }
+
+    /// Every learned name and its addresses, where something changed since this was last asked for.
+    pub(super) fn news(&self) -> Option<Vec<permits_file::Learned>> {
+        let mut in_force = self.in_force();
+        if !std::mem::take(&mut in_force.changed) {
+            return None;
+        }
+        let pairs = in_force.names.iter().flat_map(|(&address, learned)| learned.iter().map(move |one| (address, one)));
+        Some(pairs.map(|(address, one)| permits_file::Learned { name: one.name.clone(), address }).collect())
     }
 
     /// Forgets what expired a while ago, here and in the map.
@@ -159,6 +172,7 @@ impl dns::Permits for Permits {
                 None => learned.push(Learned { name: text.clone(), expires_ns }),
             }
         }
+        in_force.changed = true;
         Ok(())
     }
 

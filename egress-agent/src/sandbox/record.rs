@@ -72,13 +72,30 @@ impl Record {
     pub(super) fn remove(directories: &Directories, name: &str) -> Result<(), Error> {
         let directory = Self::directory(directories, name);
         let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        match fs::remove_dir_all(&directory) {
+        let mut removed = fs::remove_dir_all(&directory);
+        // Whoever serves the sandbox may have written a file while the others were removed.
+        for _ in 0..3 {
+            if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::DirectoryNotEmpty) {
+                removed = fs::remove_dir_all(&directory);
+            }
+        }
+        match removed {
             Err(error) if !gone(&error) => return Err(Error::file(&directory, "remove")(error)),
             _ => {}
         }
         // The last one takes the directory of all with it; another sandbox's keeps it.
         fs::remove_dir(directories.state.join("sandboxes")).ok();
         Ok(())
+    }
+
+    /// The record of this name; none while the sandbox is being made or removed.
+    pub(super) fn read(directories: &Directories, name: &str) -> Result<Option<Self>, Error> {
+        let path = Self::directory(directories, name).join(FILE);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|source| Error::Record { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::file(&path, "read")(error)),
+        }
     }
 
     /// Every record below a state directory, by name.
@@ -91,13 +108,8 @@ impl Record {
         };
         let mut records = Vec::new();
         for entry in entries {
-            let path = entry.map_err(Error::file(&root, "read"))?.path().join(FILE);
-            match fs::read(&path) {
-                Ok(text) => records.push(serde_json::from_slice::<Self>(&text).map_err(|source| Error::Record { path, source })?),
-                // Being made or removed right now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::file(&path, "read")(error)),
-            }
+            let name = entry.map_err(Error::file(&root, "read"))?.file_name();
+            records.extend(Self::read(directories, &name.to_string_lossy())?);
         }
         records.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(records)

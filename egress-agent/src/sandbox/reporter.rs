@@ -8,6 +8,7 @@ use crate::{
         EventSink,
         event::{Event, Kind, Resolver, Subject},
         fold::Fold,
+        permits_file,
     },
     policy::Mode,
 };
@@ -19,6 +20,7 @@ use std::{
     fs, io,
     net::IpAddr,
     os::fd::AsFd as _,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
@@ -38,6 +40,8 @@ pub(super) struct Scene {
     pub(super) subject: Mutex<Subject>,
     pub(super) permits: Arc<Permits>,
     pub(super) tables: Arc<Tables>,
+    /// Where the sandbox's record and its events are.
+    pub(super) directory: PathBuf,
 }
 
 impl Scene {
@@ -144,6 +148,7 @@ impl Reading {
                 }
             };
             self.take_in();
+            self.note_names();
             if swept.elapsed() > SWEEP {
                 swept = Instant::now();
                 if let Err(error) = self.scene.permits.sweep() {
@@ -183,6 +188,17 @@ impl Reading {
         }
         for event in fold.due(now) {
             sink.emit(&event);
+        }
+    }
+
+    /// For `explain`, which another process asks.
+    fn note_names(&self) {
+        let Some(learned) = self.scene.permits.news() else { return };
+        match permits_file::write(&self.scene.directory, &learned) {
+            // Detached by another process.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, "explain will not know the latest names"),
+            Ok(()) => {}
         }
     }
 

@@ -2,18 +2,16 @@
 
 use super::{Directories, SLOT, error::Error, level::Reached, record::Record};
 use crate::{
-    cgroup::Cgroup,
-    datapath::{
-        attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, sockets::foreign_sockets, state_dir::StateDir,
-        tables::Tables,
-    },
+    datapath::{attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, state_dir::StateDir, tables::Tables},
     observe::{counters::Totals, sink::FILE_NAME},
     policy::{Mode, Policy},
 };
 use egress_common::names::map;
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 /// One hook of a sandbox.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -66,12 +64,18 @@ pub struct Status {
 
 /// The sandboxes below these directories.
 pub fn list(directories: &Directories) -> Result<Vec<Status>, Error> {
-    let records = Record::all(directories)?;
-    if records.is_empty() {
+    // Asking must not make the directories of sandboxes that do not exist.
+    if Record::all(directories)?.is_empty() {
         return Ok(Vec::new());
     }
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
+    // Again, because nobody comes or goes from here on.
+    let records = Record::all(directories)?;
+    if records.is_empty() {
+        turn.remove()?;
+        return Ok(Vec::new());
+    }
     let root = PinRoot::open(&directories.pin, &turn)?;
     records.into_iter().map(|record| status(directories, &root, record)).collect()
 }
@@ -94,9 +98,11 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
         maps.push(MapUse { map: map::PERMITS.to_owned(), entries: permits, capacity: Tables::permit_capacity(&pins.join("maps"))? });
         counters = Totals::of(&tables.counters(SLOT)?);
     }
+    // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.
+    let there = std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id);
     let complete = CGROUP_HOOKS.iter().all(|hook| hooks.iter().any(|found| found.hook == hook.name && found.attached));
     Ok(Status {
-        in_force: complete && owned && hooks.iter().all(|hook| hook.attached),
+        in_force: there && complete && owned && hooks.iter().all(|hook| hook.attached),
         agent_pid: record.agent_pid.filter(|_| record.agent_is_alive()),
         policy: policy.name.clone(),
         mode: if policy.mode == Mode::Observe { "observe" } else { "enforce" }.to_owned(),
@@ -118,18 +124,4 @@ pub fn event_files(directories: &Directories, cgroup: Option<&Path>) -> Result<V
         None => Record::all(directories)?,
     };
     Ok(records.iter().map(|record| Record::directory(directories, &record.name).join(FILE_NAME)).collect())
-}
-
-/// Refuses a cgroup whose processes hold sockets that were made in another one: no hook of this one sees them.
-pub(super) fn refuse_foreign_sockets(cgroup: &Cgroup) -> Result<(), Error> {
-    let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
-    let found = foreign_sockets(&pids.collect::<Vec<_>>(), &cgroup.ids()?)?;
-    match found.first() {
-        None => Ok(()),
-        Some(first) => Err(Error::ForeignSockets {
-            cgroup: cgroup.path().to_owned(),
-            count: found.len(),
-            first: format!("{} of process {}", first.kind, first.pid),
-        }),
-    }
 }

@@ -91,14 +91,13 @@ fn cmd_is_born_in_the_cgroup_and_stays_in_group_and_session() {
     assert_eq!(nix::unistd::getsid(Some(pid)).unwrap(), nix::unistd::getsid(None).unwrap());
 }
 
-/// Makes clone3 unknown to the calling thread and its children, as older seccomp filters do.
-fn forbid_clone3() {
+/// Makes a system call fail for the calling thread and its children.
+pub(super) fn forbid(call: libc::c_long, errno: i32) {
     let statement = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
-    let answer = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::ENOSYS).unwrap();
-    let clone3 = u32::try_from(libc::SYS_clone3).unwrap();
+    let answer = libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap();
     let mut filter = [
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, clone3),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, u32::try_from(call).unwrap()),
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, answer),
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -111,18 +110,21 @@ fn forbid_clone3() {
 #[test]
 fn without_clone3_cmd_moves_itself_in_before_anything_else() {
     let (without, with) = (Fresh::new(), Fresh::new());
+    let filters = |pid| status(pid, "Seccomp_filters").parse::<u32>().unwrap();
+    let own = filters(std::process::id());
     std::thread::scope(|scope| {
         let filtered = scope.spawn(|| {
-            forbid_clone3();
+            // As filters do that are older than the call.
+            forbid(libc::SYS_clone3, libc::ENOSYS);
             let child = sleeper(&without, |_| {});
             assert_eq!(without.procs().unwrap(), [child.pid()]);
-            assert_eq!(status(child.pid(), "Seccomp"), "2");
+            assert_eq!(filters(child.pid()), own + 3);
             assert_eq!(status(child.pid(), "CapEff"), "0000000000000000");
         });
         filtered.join().unwrap();
     });
     let child = sleeper(&with, |_| {});
-    assert_eq!((with.procs().unwrap(), status(child.pid(), "Seccomp")), (vec![child.pid()], "0".to_owned()));
+    assert_eq!((with.procs().unwrap(), filters(child.pid())), (vec![child.pid()], own + 2));
 }
 
 #[test]

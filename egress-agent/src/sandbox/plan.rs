@@ -1,0 +1,217 @@
+//! What is known of a sandbox before anything is made for it.
+
+use super::{
+    attach::Builder,
+    error::Error,
+    level::{Level, Reached},
+    permits::{LEARNED_AT_MOST, Table},
+};
+use crate::{
+    cgroup::Cgroup,
+    compile::{Facts, Image, Limits, RuleIds, compile},
+    datapath::{
+        addresses,
+        device::{self, Found},
+        listeners::{self, Listeners},
+        load::Capacity,
+        netns::Netns,
+        tables::Tables,
+    },
+    dns,
+    policy::{Answers, Mode, NameTable, Policy},
+};
+use egress_common::addr::Addr;
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+/// What is known before anything is made.
+#[derive(Clone)]
+pub(super) struct Plan {
+    pub(super) name: String,
+    pub(super) netns: Arc<Netns>,
+    pub(super) facts: Facts,
+    pub(super) limits: Limits,
+    pub(super) capacity: Capacity,
+    pub(super) found: Found,
+    pub(super) servers: Vec<SocketAddr>,
+    pub(super) listens: bool,
+}
+
+/// Whether the policy needs somebody who answers DNS, and whom that one asks.
+fn resolvers(policy: &Policy) -> Result<(bool, Vec<SocketAddr>), Error> {
+    let listens = !policy.allow.names.is_empty() || policy.mode == Mode::Observe;
+    let servers = match (&policy.dns.servers, listens) {
+        (servers, true) if servers.is_empty() => dns::host_servers()?,
+        (servers, _) => servers.clone(),
+    };
+    Ok((listens, servers))
+}
+
+/// Addresses that no name opens.
+fn protected(servers: &[SocketAddr], own_netns: bool, own_addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let hosts = own_addresses.iter().copied().filter(|_| !own_netns);
+    servers.iter().map(SocketAddr::ip).chain(hosts).collect()
+}
+
+impl Plan {
+    pub(super) fn new(builder: &Builder, cgroup: &Cgroup) -> Result<Self, Error> {
+        let policy = &builder.policy;
+        let here = Netns::current()?;
+        let netns = match &builder.netns {
+            Some(name) if name.components().count() == 1 && !name.has_root() => Netns::from_name(&name.to_string_lossy())?,
+            Some(path) => Netns::from_path(path)?,
+            None => match cgroup.procs()?.first().and_then(|pid| i32::try_from(*pid).ok()) {
+                Some(pid) => Netns::from_pid(nix::unistd::Pid::from_raw(pid))?,
+                None => here.try_clone()?,
+            },
+        };
+        let own_netns = !netns.same_as(&here);
+        let mut found = if own_netns { device::find(&netns)? } else { Found::default() };
+        if let Some(name) = &builder.device {
+            let named = device::by_name(name)?;
+            if !found.devices.iter().any(|device| device.ifindex == named.ifindex) {
+                found.devices.push(named);
+            }
+        }
+        let (listens, servers) = resolvers(policy)?;
+        let own_addresses = addresses::list(&netns)?;
+        let facts = Facts {
+            own_netns,
+            netns_cookie: netns.cookie()?,
+            protected: protected(&servers, own_netns, &own_addresses),
+            own_addresses,
+            listener_port: 0,
+            raw_sockets: builder.raw_sockets,
+        };
+        // Compiled once without effect: what cannot be enforced is refused before anything is made, and the maps are made
+        // as large as this policy and a later one of its kind need.
+        let image = compile(policy, &facts, super::SLOT, &mut RuleIds::new(u32::MAX), super::MOST)?;
+        let (limits, capacity) = sizes(&image);
+        Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, capacity, found, servers, listens })
+    }
+
+    /// The same place under another policy.
+    pub(super) fn with(&self, policy: &Policy) -> Result<Self, Error> {
+        let (listens, servers) = resolvers(policy)?;
+        let protected = protected(&servers, self.facts.own_netns, &self.facts.own_addresses);
+        Ok(Self { facts: Facts { protected, ..self.facts.clone() }, servers, listens, ..self.clone() })
+    }
+
+    pub(super) fn open_listeners(&self) -> Result<Option<Listeners>, Error> {
+        if !self.listens {
+            return Ok(None);
+        }
+        Ok(Some(self.netns.open_listeners(listeners::PORTS)?))
+    }
+
+    pub(super) fn dns_config(&self, policy: &Policy, generation: u64) -> dns::Config {
+        dns::Config {
+            names: Arc::new(Table(NameTable::new(policy))),
+            generation,
+            servers: self.servers.clone(),
+            answers: match &policy.dns.answers {
+                Answers::Public => dns::Answers::Public,
+                Answers::Any => dns::Answers::Any,
+                Answers::Nets(nets) => dns::Answers::Networks(nets.clone()),
+            },
+            protected: self.facts.protected.iter().copied().collect(),
+            permit_min: policy.dns.permit_min,
+            permit_max: policy.dns.permit_max,
+            grace: policy.dns.grace,
+            queries_per_second: policy.dns.queries_per_second,
+            observe: policy.mode == Mode::Observe,
+        }
+    }
+
+    /// Keeps the map of own addresses as the namespace has them. The host's own are never open, so nobody follows them.
+    pub(super) fn follow_addresses(&self, tables: &Arc<Tables>) -> Result<Option<addresses::Watch>, Error> {
+        if !self.facts.own_netns {
+            return Ok(None);
+        }
+        let tables = Arc::clone(tables);
+        let mut known: BTreeSet<Addr> = self.facts.own_addresses.iter().map(|ip| Addr::from(*ip).routed()).collect();
+        let changed = move |now: Result<BTreeSet<IpAddr>, _>| {
+            let now: BTreeSet<Addr> = match now {
+                Ok(now) => now.into_iter().map(|ip| Addr::from(ip).routed()).collect(),
+                Err(error) => {
+                    tracing::error!(%error, "own addresses are no longer followed; new ones stay closed");
+                    return;
+                }
+            };
+            let gone = known.difference(&now).map(|addr| tables.remove_own(super::SLOT, *addr));
+            let new = now.difference(&known).map(|addr| tables.set_own(super::SLOT, *addr));
+            for result in gone.chain(new) {
+                if let Err(error) = result {
+                    tracing::error!(%error, "an own address could not be followed");
+                }
+            }
+            known = now;
+        };
+        Ok(Some(addresses::Watch::start(&self.netns, changed)?))
+    }
+
+    pub(super) fn level(&self, privileged: bool) -> Reached {
+        let mut missing = Vec::new();
+        if privileged && !self.facts.own_netns {
+            missing.push("its processes run as uid 0 in the host's namespaces: run them as another user".to_owned());
+            return Reached { level: None, text: "none".to_owned(), missing };
+        }
+        for uncovered in &self.found.uncovered {
+            missing.push(format!("for L2: device {} ({}) leads past the enforced ones", uncovered.name, uncovered.kind));
+        }
+        if self.found.devices.is_empty() {
+            missing.push("for L2: a network namespace of its own with a veth whose host side is in egressd's".to_owned());
+        }
+        let level = if missing.is_empty() { Level::L2 } else { Level::L1 };
+        Reached { level: Some(level), text: level.to_string(), missing }
+    }
+}
+
+/// Asks the sandbox's own listener for `localhost`, which it answers by itself: nothing is started before it answers.
+pub(super) fn answers(netns: &Netns, port: u16) -> Result<(), Error> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    // RFC 1035, 4.1: id, recursion desired, one question; then the name, type A, class IN.
+    const QUERY: &[u8] = b"\xe9\x53\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01";
+    let ask = || -> io::Result<()> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.connect((Ipv4Addr::LOCALHOST, port))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send(QUERY)?;
+        let mut answer = [0; 512];
+        socket.recv(&mut answer).map(drop)
+    };
+    netns.enter(ask)?.map_err(|source| Error::SilentAgent { waited: PATIENCE, source })
+}
+
+/// Room for this image, and for another of twice its size beside it while a reload is applied. A hash map without entries costs
+/// 16 bytes for each that fits, so no map is made for more.
+fn sizes(image: &Image) -> (Limits, Capacity) {
+    let twice = |len: usize, least: usize| (len * 2).max(least);
+    let limits = Limits {
+        rules: twice(image.rules.len(), 64).min(super::MOST.rules),
+        networks: twice(image.networks.len(), 128).min(super::MOST.networks),
+        permits: twice(image.permits.len(), 128).min(super::MOST.permits),
+    };
+    let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let capacity = Capacity {
+        sandboxes: 1,
+        rules: entries(limits.rules * 2),
+        networks: entries(limits.networks * 2),
+        permits: entries(limits.permits + LEARNED_AT_MOST),
+    };
+    (limits, capacity)
+}
+
+/// Unique on the host: policy names may repeat, a cgroup's inode does not.
+fn name(policy: &Policy, cgroup: &Cgroup) -> String {
+    const LONGEST: usize = 40;
+    let plain = |byte: char| if byte.is_ascii_alphanumeric() || byte == '-' { byte } else { '_' };
+    let base: String = policy.name.as_deref().unwrap_or("sandbox").chars().take(LONGEST).map(plain).collect();
+    format!("{base}-{}", cgroup.id())
+}
+
