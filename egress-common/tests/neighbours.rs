@@ -175,5 +175,8 @@ fn advertisements_and_redirects_of_routers_never_pass() {
         assert_eq!(judge(&message(kind, OWN6, NODES, Some(OWN6), None)), Err(Reason::NeighbourForm));
     }
     assert_eq!(judge(&message(136, OWN6, NODES, Some(NEAR6), None)), Err(Reason::Source));
-    assert_eq!(judge(&message(136, OWN6, NODES, Some(OWN6), Some((2, [2, 0, 0, 0, 0, 9])))), Err(Reason::NeighbourForm));
+    assert_eq!(
+        judge(&message(136, OWN6, NODES, Some(OWN6), Some((2, [2, 0, 0, 0, 0, 9])))),
+        Err(Reason::NeighbourForm)
+    );
 }
