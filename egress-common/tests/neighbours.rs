@@ -1,6 +1,8 @@
 //! ARP and neighbour discovery: built field by field, then each byte changed. What a change leaves free is listed here, so
 //! that nothing else can be.
 
+#![allow(clippy::match_same_arms, reason = "each field of a frame has its line, whatever it allows")]
+
 use egress_common::{
     addr::Addr,
     neighbour::{ETHERNET_LEN, arp, discovery, is_discovery},

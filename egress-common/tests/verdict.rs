@@ -1,5 +1,7 @@
 //! What holds of the verdict whatever the policy: order means nothing, a deny only closes, and taking away never opens.
 
+#![allow(clippy::unwrap_used, reason = "everything here is a test or is called by tests alone")]
+
 use egress_common::{
     addr::Addr,
     destination::{PortRange, Protocols},
