@@ -109,7 +109,10 @@ fn a_foreground_attach_answers_names_and_its_end_never_opens() {
         end(attach, signal).exits(0).says("egressd detach");
         assert_eq!(job.curl(&EVIL.to_string(), &token("closed")), Some(7));
         let (code, status) = job.status();
-        assert_eq!((code, &status["in_force"], &status["agent_pid"]), (Some(0), &true.into(), &serde_json::Value::Null));
+        assert_eq!(
+            (code, &status["in_force"], &status["agent_pid"]),
+            (Some(0), &true.into(), &serde_json::Value::Null)
+        );
         job.detach().exits(0);
         let opened = token(&format!("opened{at}"));
         assert_eq!(job.curl(&EVIL.to_string(), &opened), Some(0));

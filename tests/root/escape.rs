@@ -172,7 +172,11 @@ iptables -t nat -A POSTROUTING -d {EVIL} -p tcp -j SNAT --to {BOX}"
     let closed = lab.token("closed");
     // The box's own address and one port of the service are named; neither is what the packet is for.
     for flags in ["", "--allow 203.0.113.50:80", "--allow 203.0.113.50:8081 --allow 203.0.113.51"] {
-        let script: String = urls.iter().enumerate().map(|(at, url)| format!("curl -sS -m2 http://{url}/{closed}; echo u{at}=$?\n")).collect();
+        let script: String = urls
+            .iter()
+            .enumerate()
+            .map(|(at, url)| format!("curl -sS -m2 http://{url}/{closed}; echo u{at}=$?\n"))
+            .collect();
         let output = lab.sh(flags, &script);
         for at in 0..urls.len() {
             assert_ne!(output.step(&format!("u{at}")), 0, "{flags}: {}: {output}", urls[at]);
@@ -207,7 +211,8 @@ fn a_name_opens_no_metadata_no_loopback_and_no_own_address() {
     for (name, address) in places {
         lab.zone().put(name, lab::Entry::at(&[address]));
     }
-    let text = "version = 1\n[allow]\nloopback = false\nnames = [\"*.lab.test:1-65535/tcp\"]\n[dns]\nanswers = \"any\"\n";
+    let text =
+        "version = 1\n[allow]\nloopback = false\nnames = [\"*.lab.test:1-65535/tcp\"]\n[dns]\nanswers = \"any\"\n";
     let policy = lab.file("any.toml", text);
     let job = Job::new(&lab, "job");
     let attach = crate::job::ready(job.attach("").arg("--policy").arg(&policy));

@@ -51,7 +51,10 @@ fn a_policy_is_in_force_when_attach_and_update_return() {
         let hits = |target: &str| lab.hits(&lab.token(&format!("{shape}-{target}"))).len();
         assert_eq!(reach("ok.test"), Some(0), "{shape}");
         assert_eq!(reach("198.51.100.20"), Some(7), "{shape}");
-        assert_eq!((sandbox.generation(), sandbox.level().text.as_str()), (1, if shape == "box" { "L1" } else { "L2" }));
+        assert_eq!(
+            (sandbox.generation(), sandbox.level().text.as_str()),
+            (1, if shape == "box" { "L1" } else { "L2" })
+        );
 
         // Added: at once. What was learned before goes on.
         sandbox.update(policy("names = [\"ok.test\", \"a.test\"]\naddresses = [\"198.51.100.20\"]")).unwrap();
@@ -104,7 +107,11 @@ fn a_refused_update_leaves_the_old_policy() {
     let text = format!("version = 1\n[allow]\nnames = [\"a.test\"]\n[dns]\nservers = [\"{DNS2}\"]\n");
     sandbox.update(Policy::from_toml(&text).unwrap()).unwrap();
     assert_eq!(job.curl("a.test", &lab.token("a")), Some(0));
-    assert!(lab.zone().queries_for("a.test").iter().all(|query| query.server.ip() == DNS2), "{:?}", lab.zone().queries_for("a.test"));
+    assert!(
+        lab.zone().queries_for("a.test").iter().all(|query| query.server.ip() == DNS2),
+        "{:?}",
+        lab.zone().queries_for("a.test")
+    );
     sandbox.detach().unwrap();
 
     // Nobody would answer for names that came later.
@@ -152,7 +159,8 @@ for way in range(3):
     probe.feed(b"go\n");
     let said = probe.finish(Duration::from_secs(3600));
     assert_eq!(said.exits(0).stdout.matches("refused 1").count(), 3, "{said}");
-    let carried = |to, text: &str| lab.frames_to(to).iter().filter(|frame| frame.carries(&format!("{token}-{text}"))).count();
+    let carried =
+        |to, text: &str| lab.frames_to(to).iter().filter(|frame| frame.carries(&format!("{token}-{text}"))).count();
     assert_eq!((carried(EVIL, "before"), carried(EVIL, "after"), carried(OK, "allowed")), (1, 0, 3));
     sandbox.detach().unwrap();
 }
@@ -260,7 +268,10 @@ fn the_example_contains_a_command() {
     });
     let (status, denied) = contained.unwrap();
     assert_eq!(status.code(), Some(7));
-    assert!(denied.iter().any(|event| event.dst_ip == Some(EVIL) && event.comm.as_deref() == Some("curl")), "{denied:?}");
+    assert!(
+        denied.iter().any(|event| event.dst_ip == Some(EVIL) && event.comm.as_deref() == Some("curl")),
+        "{denied:?}"
+    );
     lab.expect_hits(&lab.token("example"), 1);
     lab.expect_silence(EVIL);
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());

@@ -14,7 +14,11 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// One JSON value a line.
 fn lines(output: &Output) -> Vec<Value> {
-    output.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    output
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
 }
 
 fn keys(value: &Value) -> Vec<&str> {
@@ -24,8 +28,19 @@ fn keys(value: &Value) -> Vec<&str> {
 #[test]
 fn status_tells_what_the_kernel_has() {
     const HOOKS: [&str; 13] = [
-        "bind4", "bind6", "connect4", "connect6", "egress", "getpeername4", "getpeername6", "ingress", "recvmsg4",
-        "recvmsg6", "sendmsg4", "sendmsg6", "sock_create",
+        "bind4",
+        "bind6",
+        "connect4",
+        "connect6",
+        "egress",
+        "getpeername4",
+        "getpeername6",
+        "ingress",
+        "recvmsg4",
+        "recvmsg6",
+        "sendmsg4",
+        "sendmsg6",
+        "sock_create",
     ];
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
@@ -40,10 +55,26 @@ fn status_tells_what_the_kernel_has() {
     assert_eq!(code, Some(0));
     assert_eq!(
         keys(&status),
-        ["sandbox", "policy", "mode", "cgroup", "device", "in_force", "generation", "level", "agent_pid", "hooks", "maps", "counters"]
+        [
+            "sandbox",
+            "policy",
+            "mode",
+            "cgroup",
+            "device",
+            "in_force",
+            "generation",
+            "level",
+            "agent_pid",
+            "hooks",
+            "maps",
+            "counters"
+        ]
     );
     assert_eq!(keys(&status["counters"]), ["allowed_packets", "allowed_bytes", "denied", "events_lost"]);
-    assert_eq!((&status["policy"], &status["mode"], &status["generation"]), (&"ci-build".into(), &"enforce".into(), &1.into()));
+    assert_eq!(
+        (&status["policy"], &status["mode"], &status["generation"]),
+        (&"ci-build".into(), &"enforce".into(), &1.into())
+    );
     assert_eq!((&status["level"]["level"], &status["device"]), (&"L1".into(), &Value::Null));
     assert_eq!(status["agent_pid"], attach.pid().as_raw());
     let hooks: Vec<_> = status["hooks"].as_array().unwrap().iter().map(|hook| hook["hook"].as_str().unwrap()).collect();
@@ -66,7 +97,8 @@ fn status_tells_what_the_kernel_has() {
     assert_eq!(&cells[1..7], ["ci-build", "enforce", "L1", "yes", "1", "1"], "{table}");
     assert_eq!(cells[7], format!("pid {}", attach.pid()));
     // However the cgroup is written.
-    for path in [job.path().to_owned(), status["cgroup"].as_str().unwrap().to_owned(), format!("{}/../job", job.path())] {
+    for path in [job.path().to_owned(), status["cgroup"].as_str().unwrap().to_owned(), format!("{}/../job", job.path())]
+    {
         lab.egressd("status").flags(&format!("--cgroup {path}")).output().exits(0);
     }
     end(attach, Signal::SIGINT).exits(0);
@@ -89,7 +121,8 @@ fn events_are_lines_that_a_tool_can_read() {
     let job = Job::new(&lab, "job");
     let attach = job.attached("--allow ok.test");
     let events = |flags: &str| lab.egressd("events").flags(&format!("--json {flags}")).output();
-    let mut follow = lab.egressd("events").flags(&format!("--json --follow --verdict deny --cgroup {}", job.path())).spawn();
+    let mut follow =
+        lab.egressd("events").flags(&format!("--json --follow --verdict deny --cgroup {}", job.path())).spawn();
     assert_eq!(job.curl("ok.test", &lab.token("ok")), Some(0));
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("closed")), Some(7));
     assert!(job.curl("evil.test", &lab.token("closed")).is_some_and(|code| code != 0));
@@ -116,7 +149,9 @@ fn events_are_lines_that_a_tool_can_read() {
         assert!(value.is_empty() || connect[key] == value, "{key}: {connect}");
     }
     assert_eq!((&connect["dst_port"], &connect["uid"]), (&80.into(), &65534.into()), "{connect}");
-    assert!(connect["pid"].as_u64().is_some() && connect["cgroup"].as_str().is_some_and(|path| job.path().ends_with(path)));
+    assert!(
+        connect["pid"].as_u64().is_some() && connect["cgroup"].as_str().is_some_and(|path| job.path().ends_with(path))
+    );
     let asked = denied.iter().find(|event| event["event"] == "dns").unwrap();
     assert_eq!((&asked["dst_name"], &asked["hook"]), (&"evil.test".into(), &"dns".into()), "{asked}");
 
@@ -124,13 +159,19 @@ fn events_are_lines_that_a_tool_can_read() {
     let kinds = |kind: &str| all.iter().filter(|event| event["event"] == kind).count();
     assert_eq!((kinds("attach"), kinds("permit")), (1, 1), "{all:#?}");
     let permit = all.iter().find(|event| event["event"] == "permit").unwrap();
-    assert_eq!((&permit["dst_name"], &permit["dst_ip"], &permit["rule"]), (&"ok.test".into(), &"198.51.100.10".into(), &"ok.test".into()));
+    assert_eq!(
+        (&permit["dst_name"], &permit["dst_ip"], &permit["rule"]),
+        (&"ok.test".into(), &"198.51.100.10".into(), &"ok.test".into())
+    );
     let only = lines(events("--verdict deny").exits(0));
     assert!(!only.is_empty() && only.iter().all(|event| event["verdict"] == "deny"));
     assert!(lines(events("--verdict would_deny").exits(0)).is_empty());
     events("--cgroup /no/such").exits(2).says("/no/such");
     let text = lab.egressd("events").flags("--verdict deny").output();
-    assert!(text.exits(0).stdout.lines().any(|line| line.contains("198.51.100.20:80/tcp") && line.contains("curl")), "{text}");
+    assert!(
+        text.exits(0).stdout.lines().any(|line| line.contains("198.51.100.20:80/tcp") && line.contains("curl")),
+        "{text}"
+    );
 
     // The reader ends with the sandbox that it was asked about, and has its last words.
     end(attach, Signal::SIGINT).exits(0);
@@ -157,10 +198,7 @@ fn explain_names_the_rule_and_the_end_or_the_reason() {
         (word("verdict"), word("reason"), word("rule"))
     };
     let words = |verdict: &str, reason: &str, rule: &str| (verdict.to_owned(), reason.to_owned(), rule.to_owned());
-    assert_eq!(
-        keys(&first("ok.test")),
-        ["destination", "address", "verdict", "reason", "rule", "expires", "names"]
-    );
+    assert_eq!(keys(&first("ok.test")), ["destination", "address", "verdict", "reason", "rule", "expires", "names"]);
     assert_eq!(told("ok.test"), words("allow", "not_resolved_yet", "ok.test"));
     assert_eq!(job.curl("ok.test", &lab.token("learn")), Some(0));
     until(SOON, "what was learned is written down", || told("ok.test").1 != "not_resolved_yet");
@@ -168,13 +206,20 @@ fn explain_names_the_rule_and_the_end_or_the_reason() {
     let by = |text: &str| format!("{text} (--allow {})", text.rsplit(' ').next().unwrap());
     assert_eq!(told("ok.test"), words("allow", "permitted", &by("allow.names: ok.test")));
     let learned = first("198.51.100.10:80/tcp");
-    assert_eq!((&learned["verdict"], &learned["names"]), (&"allow".into(), &serde_json::json!(["ok.test"])), "{learned}");
+    assert_eq!(
+        (&learned["verdict"], &learned["names"]),
+        (&"allow".into(), &serde_json::json!(["ok.test"])),
+        "{learned}"
+    );
     assert!(learned["expires"].as_str().is_some_and(|end| end.ends_with('Z')), "{learned}");
     assert_eq!(told("198.51.100.10:22/tcp").1, "port_not_permitted");
     assert_eq!(told("evil.test"), words("deny", "not_permitted", "-"));
     assert_eq!(told("bad.lab.test:8080"), words("deny", "denied_by_rule", "bad.lab.test"));
     assert_eq!(told("good.lab.test:8080"), words("allow", "not_resolved_yet", "*.lab.test:8080"));
-    assert_eq!(told("203.0.113.9:5432/tcp"), words("allow", "permitted", &by("allow.addresses: 203.0.113.0/24:5432/tcp")));
+    assert_eq!(
+        told("203.0.113.9:5432/tcp"),
+        words("allow", "permitted", &by("allow.addresses: 203.0.113.0/24:5432/tcp"))
+    );
     assert_eq!(told("203.0.113.7:5432/tcp").1, "denied_by_rule");
     assert_eq!(told("203.0.113.9:80/tcp").1, "port_not_permitted");
     assert_eq!(told("169.254.169.254:80/tcp").1, "restricted");
@@ -182,7 +227,10 @@ fn explain_names_the_rule_and_the_end_or_the_reason() {
     let both = explain("198.51.100.20:80");
     assert_eq!(both.len(), 2, "one for each protocol: {both:?}");
     let text = lab.egressd("explain").arg("ok.test:443").output();
-    assert!(text.exits(0).stdout.contains("allow, permitted, by \"allow.names: ok.test (--allow ok.test)\", until "), "{text}");
+    assert!(
+        text.exits(0).stdout.contains("allow, permitted, by \"allow.names: ok.test (--allow ok.test)\", until "),
+        "{text}"
+    );
 
     // What it says is what happens.
     assert_eq!(job.curl("198.51.100.20", &lab.token("closed")), Some(7));
@@ -224,11 +272,13 @@ fn doctor_and_version_tell_of_the_host_and_the_build() {
     let all = needs.iter().all(|need| need["present"] == "yes");
     assert_eq!((json.code, table.code), (Some(if all { 0 } else { 3 }), json.code), "{json}");
     assert_eq!(table.stdout.lines().count(), needs.len());
-    let nobody = lab.egressd("doctor").through(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]).output();
+    let nobody =
+        lab.egressd("doctor").through(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]).output();
     nobody.exits(3);
     assert!(!lab.state_dir().exists() && !lab.pin_dir().exists(), "asking makes nothing");
 
-    let version: Value = serde_json::from_str(&lab.egressd("version").flags("--json").output().exits(0).stdout).unwrap();
+    let version: Value =
+        serde_json::from_str(&lab.egressd("version").flags("--json").output().exits(0).stdout).unwrap();
     assert_eq!(keys(&version), ["version", "revision", "dirty", "object", "abi"]);
     let text = lab.egressd("version").output().exits(0).stdout.clone();
     for key in ["version", "revision", "object"] {

@@ -3,6 +3,7 @@
 
 use super::{
     apply::apply,
+    claim::Claim,
     error::Error,
     level::{Level, Reached},
     live::{Kernel, Sandbox},
@@ -71,6 +72,7 @@ pub struct Builder {
     require: Option<Level>,
     pub(super) raw_sockets: bool,
     privileged: bool,
+    outlives: bool,
 }
 
 impl Sandbox {
@@ -86,6 +88,7 @@ impl Sandbox {
             require: None,
             raw_sockets: false,
             privileged: false,
+            outlives: false,
         }
     }
 }
@@ -147,12 +150,22 @@ impl Builder {
         self
     }
 
+    /// Refuse where enforcement would end with this process: its mount namespace is a private one, and so are its pins.
+    #[must_use]
+    pub fn outlives(mut self, outlives: bool) -> Self {
+        self.outlives = outlives;
+        self
+    }
+
     /// Closed from here on; DNS is answered when it returns.
     ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
     pub fn attach(self) -> Result<Sandbox, Error> {
         let directory = self.cgroup.as_ref().ok_or(Error::NoCgroup)?;
+        if self.outlives {
+            refuse_transient_mounts()?;
+        }
         let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
         cgroup.check_enforceable()?;
         let plan = Plan::new(&self, cgroup)?;
@@ -202,12 +215,12 @@ impl Builder {
         let mut ids = RuleIds::new(capacity.rules);
         let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         apply(&diff(&Image::empty(super::SLOT), &image), &image, nonce, &tables).map_err(|(_, error)| error)?;
-        let listener = listeners
-            .as_ref()
-            .map(|found| ListenerKey { netns_cookie: facts.netns_cookie, port: found.port.into(), reserved: 0 });
-        if let Some(key) = listener {
-            tables.set_listener(key, nonce)?;
-        }
+        let listener = listeners.as_ref().map(|found| ListenerKey {
+            netns_cookie: facts.netns_cookie,
+            port: found.port.into(),
+            reserved: 0,
+        });
+        let claim = listener.map(|key| Claim::new(&tables, key, nonce)).transpose()?;
 
         let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), image));
         let subject = Subject {
@@ -247,7 +260,8 @@ impl Builder {
         }
         let watch = plan.follow_addresses(&tables)?;
 
-        let mut hooks = attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
+        let mut hooks =
+            attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
         for found in &plan.found.devices {
             tables.set_device(found.ifindex, identity)?;
             for source in device::source_addresses(&plan.netns)? {
@@ -255,15 +269,26 @@ impl Builder {
             }
             hooks.extend(attach::device(&mut programs, found.ifindex, &pins.links)?);
         }
-        record.level = plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
+        record.level =
+            plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
         sink.emit(&about(Kind::Attach, &subject));
+        if let Some(claim) = claim {
+            claim.keep();
+        }
         let kernel = Kernel { _programs: programs, hooks, tables, identity, cgroup_id: cgroup.id() };
         Ok(Sandbox::new(kernel, scene, server, reporter, watch, sink, record, plan, ids, self.directories.clone()))
     }
 
-    fn record(&self, cgroup: &Cgroup, plan: &Plan, nonce: u64, listener: Option<ListenerKey>, permits: &Permits) -> Record {
+    fn record(
+        &self,
+        cgroup: &Cgroup,
+        plan: &Plan,
+        nonce: u64,
+        listener: Option<ListenerKey>,
+        permits: &Permits,
+    ) -> Record {
         let pid = std::process::id();
         Record {
             name: plan.name.clone(),
@@ -285,11 +310,9 @@ impl Builder {
 
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
         match self.require {
-            Some(wanted) if reached.level.is_none_or(|level| level < wanted) => Err(Error::Require {
-                wanted,
-                reached: reached.text.clone(),
-                missing: reached.missing.join("; "),
-            }),
+            Some(wanted) if reached.level.is_none_or(|level| level < wanted) => {
+                Err(Error::Require { wanted, reached: reached.text.clone(), missing: reached.missing.join("; ") })
+            }
             _ => Ok(()),
         }
     }
@@ -298,7 +321,9 @@ impl Builder {
 pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
     let text = |text: &RuleText| text.origins().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let rules = image.rules.iter();
-    rules.map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) }).collect()
+    rules
+        .map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) })
+        .collect()
 }
 
 /// Directories of one owner's pins.
@@ -371,7 +396,8 @@ pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: StateL
         return;
     }
     let ended = std::fs::remove_file(directories.listeners()).or_else(ignore_missing);
-    let ended = ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
+    let ended =
+        ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
     if let Err(error) = ended.and_then(|()| Ok(turn.remove()?)) {
         tracing::warn!(%error, "something of the last sandbox is left in the state or pin directory");
     }

@@ -66,18 +66,21 @@ mod humantime_option {
 }
 
 /// What holds for a destination in the sandbox of a cgroup, or in the only one that there is.
-pub fn explain(directories: &Directories, cgroup: Option<&Path>, dest: &Destination) -> Result<Vec<Explanation>, Error> {
+pub fn explain(
+    directories: &Directories,
+    cgroup: Option<&Path>,
+    dest: &Destination,
+) -> Result<Vec<Explanation>, Error> {
     let record = Record::of(directories, cgroup)?;
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
     let root = PinRoot::open(&directories.pin, &turn)?;
-    let pins = root
-        .owner_dir(&record.name)?
-        .ok_or_else(|| Error::NotAttached { cgroup: record.directory.clone() })?;
+    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { cgroup: record.directory.clone() })?;
     let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
     drop(turn);
     let policy = Policy::from_toml(&record.policy)?;
-    let names = permits_file::read(&Record::directory(directories, &record.name)).map_err(Error::file(&record.directory, "read"))?;
+    let names = permits_file::read(&Record::directory(directories, &record.name))
+        .map_err(Error::file(&record.directory, "read"))?;
     let asking = Asking { record: &record, policy: &policy, tables: &tables, names: &names };
     match dest.host() {
         Host::Name(pattern) => asking.name(dest, pattern.base()),
@@ -106,7 +109,11 @@ impl Asking<'_> {
                 if learned.is_empty() {
                     (Verdict::Allow, "not_resolved_yet", rules.first().and_then(allow))
                 } else {
-                    return learned.into_iter().map(|address| self.address(dest, address)).collect::<Result<Vec<_>, _>>().map(|all| all.into_iter().flatten().collect());
+                    return learned
+                        .into_iter()
+                        .map(|address| self.address(dest, address))
+                        .collect::<Result<Vec<_>, _>>()
+                        .map(|all| all.into_iter().flatten().collect());
                 }
             }
             NameVerdict::Ancestor | NameVerdict::Unlisted => (self.denial(), "not_permitted", None),
@@ -159,7 +166,12 @@ impl Asking<'_> {
             reason: reason.map_or_else(|| verdict.reason_number().to_string(), |reason| reason.name().to_owned()),
             rule: self.record.rule_text(verdict.rule().tag).map(str::to_owned),
             expires: grant.filter(|grant| grant.expires_ns != NEVER_NS).map(|grant| wall_clock(grant.expires_ns)),
-            names: self.names.iter().filter(|learned| learned.address == addr.to_ip()).map(|learned| learned.name.clone()).collect(),
+            names: self
+                .names
+                .iter()
+                .filter(|learned| learned.address == addr.to_ip())
+                .map(|learned| learned.name.clone())
+                .collect(),
         })
     }
 
@@ -170,7 +182,11 @@ impl Asking<'_> {
 
 fn wall_clock(monotonic_ns: u64) -> SystemTime {
     let (now, ahead) = (now_ns(), Duration::from_nanos);
-    if monotonic_ns >= now { SystemTime::now() + ahead(monotonic_ns - now) } else { SystemTime::now() - ahead(now - monotonic_ns) }
+    if monotonic_ns >= now {
+        SystemTime::now() + ahead(monotonic_ns - now)
+    } else {
+        SystemTime::now() - ahead(now - monotonic_ns)
+    }
 }
 
 /// The kernel's maps as the verdict asks for them, for one address.

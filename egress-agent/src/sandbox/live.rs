@@ -66,7 +66,10 @@ pub struct Sandbox {
 
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sandbox").field("name", &self.record.name).field("cgroup", &self.record.directory).finish_non_exhaustive()
+        f.debug_struct("Sandbox")
+            .field("name", &self.record.name)
+            .field("cgroup", &self.record.directory)
+            .finish_non_exhaustive()
     }
 }
 
@@ -250,9 +253,8 @@ impl Sandbox {
 
     /// True once somebody else detached the sandbox, also where another one is attached to its cgroup by now.
     pub fn was_detached(&self) -> bool {
-        let replaced = Record::read(&self.directories, &self.record.name).is_ok_and(|found| {
-            found.is_some_and(|found| found.nonce != self.record.nonce)
-        });
+        let replaced = Record::read(&self.directories, &self.record.name)
+            .is_ok_and(|found| found.is_some_and(|found| found.nonce != self.record.nonce));
         replaced || !self.directories.pin.join(&self.record.name).exists()
     }
 
@@ -321,4 +323,3 @@ fn connect_until(address: SocketAddr, deadline: Instant) -> io::Result<()> {
         }
     }
 }
-

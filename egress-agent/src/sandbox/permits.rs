@@ -71,7 +71,8 @@ pub(super) struct Permits {
 
 impl Permits {
     pub(super) fn new(slot: u32, tables: Arc<Tables>, policy: Policy, image: Image) -> Self {
-        let in_force = InForce { generation: 1, policy: Arc::new(policy), image, names: BTreeMap::new(), changed: false };
+        let in_force =
+            InForce { generation: 1, policy: Arc::new(policy), image, names: BTreeMap::new(), changed: false };
         Self { slot, tables, in_force: Mutex::new(in_force) }
     }
 
@@ -125,7 +126,14 @@ impl Permits {
     }
 
     /// Adds grants to the address, keeping what it has.
-    fn grant(&self, image: &Image, address: IpAddr, rules: &[RuleRef], expires_ns: u64, now: u64) -> Result<(), TableError> {
+    fn grant(
+        &self,
+        image: &Image,
+        address: IpAddr,
+        rules: &[RuleRef],
+        expires_ns: u64,
+        now: u64,
+    ) -> Result<(), TableError> {
         let addr = Addr::from(address).routed();
         let key = PermitKey { slot: self.slot, addr };
         let before = self.tables.permit(&key)?.unwrap_or_default();
@@ -159,7 +167,8 @@ impl dns::Permits for Permits {
                 return Err(dns::PermitError::Full);
             }
         }
-        let rules: Vec<RuleRef> = rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule).copied()).collect();
+        let rules: Vec<RuleRef> =
+            rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule).copied()).collect();
         let text = name.to_string();
         for &address in addresses {
             self.grant(&in_force.image, address, &rules, expires_ns, now).map_err(|error| match error.errno() {

