@@ -169,4 +169,13 @@ pub struct Counters {
     pub lost: u64,
 }
 
-crate::abi!(Record = 80, DenialKey = 24, Denial = 16, ClientKey = 8, Client = 24, Origin = 44, Connected = 40, Counters = 552);
+crate::abi!(
+    Record = 80,
+    DenialKey = 24,
+    Denial = 16,
+    ClientKey = 8,
+    Client = 24,
+    Origin = 44,
+    Connected = 40,
+    Counters = 552
+);

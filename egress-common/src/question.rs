@@ -134,7 +134,11 @@ impl Asked {
         if !self.has_port() {
             return self;
         }
-        Self(self.0 & !(PORT | 1 << NAME_SERVICE_SHIFT) | port as u64 | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT)
+        Self(
+            self.0 & !(PORT | 1 << NAME_SERVICE_SHIFT)
+                | port as u64
+                | (is_name_service(port) as u64) << NAME_SERVICE_SHIFT,
+        )
     }
 
     /// The question that a packet asks.

@@ -147,7 +147,8 @@ impl Packet {
     fn load<T: Copy>(self, offset: u32) -> Option<T> {
         let mut to = MaybeUninit::<Aligned<T>>::uninit();
         // SAFETY: the buffer is ours and as long as we say; the helper checks the packet's own bounds.
-        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, to.as_mut_ptr().cast(), size_of::<T>() as u32) };
         // SAFETY: zero means that all of it was written.
         (failed == 0).then(|| unsafe { to.assume_init().0 })
     }

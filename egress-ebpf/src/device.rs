@@ -181,5 +181,6 @@ fn quotes_permitted(tenant: Tenant, packet: Packet, flow: &Flow) -> bool {
     if answer.dst != flow.dst || answer.tail || !is_source(tenant.slot.into(), answer.src) {
         return false;
     }
-    maps::judge(tenant, Question { dst: answer.dst, asked: Asked(headers.asked).to_port(answer.dst_port) }).allows() || flows::goes_on(tenant, &answer)
+    maps::judge(tenant, Question { dst: answer.dst, asked: Asked(headers.asked).to_port(answer.dst_port) }).allows()
+        || flows::goes_on(tenant, &answer)
 }

@@ -12,18 +12,20 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, CgroupStorage, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
+use core::mem::MaybeUninit;
 use egress_common::{
     addr::{Addr, Class},
     event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
     packet::FlowKey,
-    permit::{Grant, Match, NETWORK_SLOT_BITS, NEVER_NS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by},
+    permit::{
+        Grant, Match, NETWORK_SLOT_BITS, NEVER_NS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by,
+    },
     question::{Asked, Question},
     sandbox::{Identity, Sandbox},
     verdict::{
         FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant_by, judge_loopback, judge_network, route,
     },
 };
-use core::mem::MaybeUninit;
 
 #[map]
 pub(crate) static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();

@@ -31,7 +31,12 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     if verdict.allows() {
         verdict = maps::judge(tenant, headers.question());
         if verdict.is(Reason::Listener) {
-            remember_client_at(packet.skb(), tenant.slot.into(), headers.flow.src_port.into(), headers.flow.protocol.into());
+            remember_client_at(
+                packet.skb(),
+                tenant.slot.into(),
+                headers.flow.src_port.into(),
+                headers.flow.protocol.into(),
+            );
         } else if !verdict.allows() {
             verdict = Verdict(excuse_at(packet.skb(), tenant.slot.into(), headers, verdict.0));
         }
@@ -146,7 +151,8 @@ pub(crate) fn admit(tenant: Tenant, headers: &Headers) -> Verdict {
     let (flow, asked) = (&headers.flow, Asked(headers.asked));
     let opens = asked.opens_connection();
     if tenant.sandbox.flags & flags::INBOUND != 0 {
-        let rule = if opens || flow.protocol == protocol::UDP { welcome(tenant, flow.src, asked) } else { RuleRef::NONE };
+        let rule =
+            if opens || flow.protocol == protocol::UDP { welcome(tenant, flow.src, asked) } else { RuleRef::NONE };
         if !rule.is_none() {
             flows::open(tenant, flow, rule);
             return Reason::Permitted.into();
@@ -212,7 +218,6 @@ extern "C" fn remember_client_at(skb: *mut __sk_buff, slot: u64, port: u64, prot
 #[inline(always)]
 fn refuse(tenant: Tenant, verdict: Verdict, hook: Hook, flow: &Flow) -> i32 {
     let addr = if let Hook::Ingress = hook { flow.src } else { flow.dst };
-    let subject =
-        Subject { hook, addr, dst_port: flow.dst_port, src_port: flow.src_port, protocol: flow.protocol };
+    let subject = Subject { hook, addr, dst_port: flow.dst_port, src_port: flow.src_port, protocol: flow.protocol };
     if report::denied_packet(tenant, verdict, &subject) { PASS } else { DROP }
 }

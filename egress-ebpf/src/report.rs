@@ -1,10 +1,7 @@
 //! Counters, and events that a flood cannot turn into a flood.
 
 use crate::maps::{Aligned, COUNTERS, DENIALS, EVENTS, SANDBOXES, Tenant, narrow, now_ns};
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    generated::bpf_get_current_comm,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_comm};
 use core::mem::MaybeUninit;
 use egress_common::{
     addr::Addr,
@@ -96,7 +93,10 @@ fn opaque(value: u64) -> u64 {
 
 #[inline(always)]
 const fn pack(subject: &Subject) -> u64 {
-    (subject.hook as u64) << 40 | (subject.protocol as u64) << 32 | (subject.src_port as u64) << 16 | subject.dst_port as u64
+    (subject.hook as u64) << 40
+        | (subject.protocol as u64) << 32
+        | (subject.src_port as u64) << 16
+        | subject.dst_port as u64
 }
 
 // Two global BPF functions of plain numbers, verified once each: only socket programs may ask for the current task.

@@ -14,8 +14,8 @@ use egress_common::{
     destination::{DNS_PORT, Protocols},
     event::{Connected, Hook},
     packet::protocol,
-    sandbox::flags,
     question::{Asked, Path, Question},
+    sandbox::flags,
     verdict::{ListenerKey, Reason, Verdict},
 };
 
@@ -134,7 +134,8 @@ fn redirect(tenant: Tenant, call: Call<'_>, addr: Addr) -> i32 {
             (*origin).addr = addr;
             (*origin).port_be = port_be;
             let client = &raw mut (*origin).client;
-            let at = CallerAt { pid: &raw mut (*client).pid, uid: &raw mut (*client).uid, comm: &raw mut (*client).comm };
+            let at =
+                CallerAt { pid: &raw mut (*client).pid, uid: &raw mut (*client).uid, comm: &raw mut (*client).comm };
             at.write_caller();
         }
     });

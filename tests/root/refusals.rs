@@ -20,7 +20,8 @@ fn t26_cannot_enforce_does_not_run() {
     let v1 = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let v1 = v1.lines().find(|line| line.contains(" - cgroup ")).map(|line| line.split(' ').nth(4).unwrap().to_owned());
     let capsh = ["capsh", "--drop=cap_bpf,cap_sys_admin", "--", "-c", "exec \"$0\" \"$@\""];
-    let read_only = format!("mkdir -p -m 700 {0} && mount -t bpf bpf {0} && mount -o remount,ro,bind {0}", pins.display());
+    let read_only =
+        format!("mkdir -p -m 700 {0} && mount -t bpf bpf {0} && mount -o remount,ro,bind {0}", pins.display());
     let full = format!(
         "mkdir -p -m 700 {0} && mount -t tmpfs -o size=64k tmpfs {0} && {{ cat /dev/zero > {0}/full 2>/dev/null || :; }}",
         state.display()

@@ -158,6 +158,7 @@ impl Tree {
         for path in &files {
             tree.write(Path::new(path), &fs::read(path).with_context(|| format!("cannot read {path}"))?)?;
         }
+        forget_all_but(&files.iter().map(|path| tree.root.join(path)).collect(), &tree.root)?;
         Ok(tree)
     }
 
@@ -211,7 +212,8 @@ impl Tree {
     }
 
     fn try_one(&self, mutant: &Mutant) -> Result<End> {
-        let text = fs::read_to_string(&mutant.file)?;
+        // The copy's own text: the tree may be edited meanwhile.
+        let text = fs::read_to_string(self.root.join(&mutant.file))?;
         self.write(&mutant.file, mutant.spoil(&text)?.as_bytes())?;
         let end = match self.build(&mutant.package) {
             Ok(Some(built)) => {
@@ -223,6 +225,20 @@ impl Tree {
         self.write(&mutant.file, text.as_bytes())?;
         end
     }
+}
+
+/// Removes what an earlier copy had and the tree has no more.
+fn forget_all_but(kept: &HashSet<PathBuf>, directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            forget_all_but(kept, &path)?;
+        } else if !kept.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 struct Built {

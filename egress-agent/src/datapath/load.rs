@@ -97,7 +97,11 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// Creates the maps and loads every program of a cgroup. `listeners` is the pin of the one map that all owners share.
-    pub(crate) fn load(capacity: Capacity, listeners: Option<&Path>, test: Option<Identity>) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        capacity: Capacity,
+        listeners: Option<&Path>,
+        test: Option<Identity>,
+    ) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
@@ -140,9 +144,10 @@ impl Programs {
 
     /// Loads the programs of devices, which a sandbox without one does not need. Done as well when they are loaded already.
     pub(crate) fn load_device_programs(&mut self) -> Result<(), LoadError> {
-        load_programs(&mut self.ebpf, |program| {
-            matches!(program, Program::SchedClassifier(program) if program.fd().is_err())
-        })
+        load_programs(
+            &mut self.ebpf,
+            |program| matches!(program, Program::SchedClassifier(program) if program.fd().is_err()),
+        )
     }
 
     /// Pins a map under its own name.
@@ -194,7 +199,8 @@ fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&Program) -> bool) -> Result<()
         // Without a thread, the work is done all the same.
         let second = std::thread::Builder::new().spawn_scoped(scope, &work);
         let first = work();
-        let second = second.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let second =
+            second.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         first.and(second)
     })
 }
@@ -208,7 +214,6 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
-
 
 /// FNV-1a of the object, to tell builds apart.
 pub(crate) fn object_hash() -> u64 {

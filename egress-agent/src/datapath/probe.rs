@@ -159,7 +159,9 @@ impl Probe {
         };
         let program = self.programs.ebpf.program(name).ok_or(LoadError::MissingMap { map: name })?;
         let result = match hook {
-            Hook::Egress | Hook::Ingress => <&CgroupSkb>::try_from(program).and_then(|program| program.test_run(options)),
+            Hook::Egress | Hook::Ingress => {
+                <&CgroupSkb>::try_from(program).and_then(|program| program.test_run(options))
+            }
             Hook::DeviceEgress | Hook::DeviceIngress => {
                 <&SchedClassifier>::try_from(program).and_then(|program| program.test_run(options))
             }

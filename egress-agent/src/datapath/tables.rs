@@ -4,8 +4,7 @@
 
 use super::load::{LoadError, Programs};
 use aya::maps::{
-    Array, CgroupStorage, HashMap, LpmTrie, MapData, MapError, PerCpuArray,
-    cgroup_storage::CgroupStorageKey,
+    Array, CgroupStorage, HashMap, LpmTrie, MapData, MapError, PerCpuArray, cgroup_storage::CgroupStorageKey,
     lpm_trie::Key,
 };
 use egress_common::{
@@ -228,9 +227,10 @@ impl Tables {
     /// Denials that were counted but not reported yet.
     pub(crate) fn denials(&self, slot: u32) -> Result<Vec<(DenialKey, Denial)>, TableError> {
         let maps = self.maps();
-        let entries = maps.denials.iter().filter(|entry| {
-            entry.as_ref().map_or(true, |(key, denial)| key.slot == slot && denial.count > 0)
-        });
+        let entries = maps
+            .denials
+            .iter()
+            .filter(|entry| entry.as_ref().map_or(true, |(key, denial)| key.slot == slot && denial.count > 0));
         entries.collect::<Result<_, _>>().map_err(failed(map::DENIALS, "read"))
     }
 

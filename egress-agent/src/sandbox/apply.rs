@@ -12,15 +12,11 @@ use egress_common::{
 
 /// Writes what the new image changes, in order. `nonce` is the sandbox's. An error comes with the index of the change that
 /// failed.
-pub(super) fn apply(
-    changes: &[Change],
-    new: &Image,
-    nonce: u64,
-    tables: &Tables,
-) -> Result<(), (usize, TableError)> {
-    changes.iter().enumerate().try_for_each(|(index, change)| {
-        write(change, new, nonce, tables).map_err(|error| (index, error))
-    })
+pub(super) fn apply(changes: &[Change], new: &Image, nonce: u64, tables: &Tables) -> Result<(), (usize, TableError)> {
+    changes
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, change)| write(change, new, nonce, tables).map_err(|error| (index, error)))
 }
 
 fn write(change: &Change, new: &Image, nonce: u64, tables: &Tables) -> Result<(), TableError> {

@@ -153,10 +153,14 @@ pub enum Error {
         source: io::Error,
     },
     /// Names came with an update, and there is no listener to answer for them.
-    #[error("this sandbox was attached without names, so it has no DNS listener; attach it again with a policy that has names")]
+    #[error(
+        "this sandbox was attached without names, so it has no DNS listener; attach it again with a policy that has names"
+    )]
     NoListener,
     /// A pin would not outlive this mount namespace.
-    #[error("this mount namespace is not PID 1's, and pins made here would die with it; enter the network namespace with --netns instead of `ip netns exec`")]
+    #[error(
+        "this mount namespace is not PID 1's, and pins made here would die with it; enter the network namespace with --netns instead of `ip netns exec`"
+    )]
     TransientMounts,
     /// A proxy of the policy takes no connection.
     #[error("proxy {proxy} took no connection within {}; start it, or wait longer: --wait-proxy 60s", humantime::format_duration(*waited))]

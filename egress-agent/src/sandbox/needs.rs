@@ -121,7 +121,8 @@ fn mounts() -> Need {
             Ok(false) => Present::No,
             Err(error) => Present::Unknown(error.to_string()),
         },
-        fix: "start egressd in PID 1's mount namespace; enter a network namespace with --netns, not `ip netns exec`".to_owned(),
+        fix: "start egressd in PID 1's mount namespace; enter a network namespace with --netns, not `ip netns exec`"
+            .to_owned(),
     }
 }
 

@@ -63,7 +63,9 @@ impl Plan {
         let policy = &builder.policy;
         let here = Netns::current()?;
         let netns = match &builder.netns {
-            Some(name) if name.components().count() == 1 && !name.has_root() => Netns::from_name(&name.to_string_lossy())?,
+            Some(name) if name.components().count() == 1 && !name.has_root() => {
+                Netns::from_name(&name.to_string_lossy())?
+            }
             Some(path) => Netns::from_path(path)?,
             None => match cgroup.procs()?.first().and_then(|pid| i32::try_from(*pid).ok()) {
                 Some(pid) => Netns::from_pid(nix::unistd::Pid::from_raw(pid))?,
@@ -92,7 +94,16 @@ impl Plan {
         // as large as this policy and a later one of its kind need.
         let image = compile(policy, &facts, super::SLOT, &mut RuleIds::new(u32::MAX), super::MOST)?;
         let (limits, capacity) = sizes(&image);
-        Ok(Self { name: name(policy, cgroup), netns: Arc::new(netns), facts, limits, capacity, found, servers, listens })
+        Ok(Self {
+            name: name(policy, cgroup),
+            netns: Arc::new(netns),
+            facts,
+            limits,
+            capacity,
+            found,
+            servers,
+            listens,
+        })
     }
 
     /// The same place under another policy.
@@ -162,10 +173,12 @@ impl Plan {
             return Reached { level: None, text: "none".to_owned(), missing };
         }
         for uncovered in &self.found.uncovered {
-            missing.push(format!("for L2: device {} ({}) leads past the enforced ones", uncovered.name, uncovered.kind));
+            missing
+                .push(format!("for L2: device {} ({}) leads past the enforced ones", uncovered.name, uncovered.kind));
         }
         if self.found.devices.is_empty() {
-            missing.push("for L2: a network namespace of its own with a veth whose host side is in egressd's".to_owned());
+            missing
+                .push("for L2: a network namespace of its own with a veth whose host side is in egressd's".to_owned());
         }
         let level = if missing.is_empty() { Level::L2 } else { Level::L1 };
         Reached { level: Some(level), text: level.to_string(), missing }
@@ -214,4 +227,3 @@ fn name(policy: &Policy, cgroup: &Cgroup) -> String {
     let base: String = policy.name.as_deref().unwrap_or("sandbox").chars().take(LONGEST).map(plain).collect();
     format!("{base}-{}", cgroup.id())
 }
-

@@ -251,14 +251,7 @@ fn discovery() -> impl Strategy<Value = Frame> {
             option[0] = if kind == 136 { 2 } else { 1 };
             body.extend(option);
         }
-        Frame {
-            body,
-            hop_limit: 255,
-            protocol: 58,
-            src: src.into(),
-            flip,
-            ..Frame::datagram(Family::V6, dst, 0)
-        }
+        Frame { body, hop_limit: 255, protocol: 58, src: src.into(), flip, ..Frame::datagram(Family::V6, dst, 0) }
     })
 }
 

@@ -111,7 +111,8 @@ impl Tables for Host<'_> {
 
     fn network(&self, key: &PermitKey) -> Option<&Network> {
         let bits = |addr: Addr| u128::from_be_bytes(octets(addr));
-        let covers = |network: Addr, prefix: u32| prefix == 0 || (bits(network) ^ bits(key.addr)) >> (128 - prefix) == 0;
+        let covers =
+            |network: Addr, prefix: u32| prefix == 0 || (bits(network) ^ bits(key.addr)) >> (128 - prefix) == 0;
         let mut found: Vec<_> = self.world.networks.iter().collect();
         found.retain(|(network, prefix, _)| network.slot == key.slot && covers(network.addr, *prefix));
         found.into_iter().max_by_key(|(_, prefix, _)| *prefix).map(|(_, _, network)| network)

@@ -136,20 +136,20 @@ fn grant() -> impl Strategy<Value = Grant> {
 }
 
 fn permit() -> impl Strategy<Value = Permit> {
-    (deny(), vec(grant(), GRANTS)).prop_map(|(deny, grants)| Permit {
-        deny,
-        grants: grants.try_into().expect("as many as there is room for"),
-    })
+    (deny(), vec(grant(), GRANTS))
+        .prop_map(|(deny, grants)| Permit { deny, grants: grants.try_into().expect("as many as there is room for") })
 }
 
 fn network() -> impl Strategy<Value = (NetworkKey, u32, Network)> {
     let prefix = select(&[0_u32, 16, 64, 96, 104, 120, 128][..]);
-    (slot(), address(), prefix, reference(), deny(), reference()).prop_map(|(slot, ip, prefix, allow, deny, inbound)| {
-        let bits = u128::from_be_bytes(octets(Addr::from(ip).routed()));
-        let kept = if prefix == 0 { 0 } else { bits & u128::MAX << (128 - prefix) };
-        let addr = Addr::from(std::net::Ipv6Addr::from(kept));
-        (NetworkKey { slot, addr }, prefix, Network { allow, deny, inbound })
-    })
+    (slot(), address(), prefix, reference(), deny(), reference()).prop_map(
+        |(slot, ip, prefix, allow, deny, inbound)| {
+            let bits = u128::from_be_bytes(octets(Addr::from(ip).routed()));
+            let kept = if prefix == 0 { 0 } else { bits & u128::MAX << (128 - prefix) };
+            let addr = Addr::from(std::net::Ipv6Addr::from(kept));
+            (NetworkKey { slot, addr }, prefix, Network { allow, deny, inbound })
+        },
+    )
 }
 
 /// The bytes of an address as they lie in a key.
@@ -186,7 +186,9 @@ pub fn strategy() -> impl Strategy<Value = World> {
             networks: networks
                 .iter()
                 .enumerate()
-                .filter(|(at, (key, prefix, _))| !networks[at + 1..].iter().any(|other| (other.0, other.1) == (*key, *prefix)))
+                .filter(|(at, (key, prefix, _))| {
+                    !networks[at + 1..].iter().any(|other| (other.0, other.1) == (*key, *prefix))
+                })
                 .map(|(_, network)| *network)
                 .collect(),
             own,
