@@ -3,6 +3,7 @@
 mod apply;
 mod attach;
 mod build;
+mod claim;
 mod end;
 mod error;
 mod explain;
