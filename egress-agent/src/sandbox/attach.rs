@@ -2,6 +2,7 @@
 //! first hook on the cgroup is closed; a failure after that takes back all that was made.
 
 use super::{
+    Directories,
     apply::apply,
     claim::Claim,
     error::Error,
@@ -32,36 +33,15 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::{names::map, sandbox::Identity, verdict::ListenerKey};
+use egress_common::{sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
-/// Where egressd keeps what it must find again. Two instances with different directories never meet.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Directories {
-    /// Events and records of sandboxes.
-    pub state: PathBuf,
-    /// Pinned links and maps: a bpffs of its own.
-    pub pin: PathBuf,
-}
-
-impl Default for Directories {
-    fn default() -> Self {
-        Self { state: "/run/egressd".into(), pin: "/run/egressd/bpf".into() }
-    }
-}
-
-impl Directories {
-    /// The pin of the one map that all owners share.
-    pub(super) fn listeners(&self) -> PathBuf {
-        self.pin.join(map::LISTENERS)
-    }
-}
-
 /// Collects what a sandbox is made of.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each question that the caller answers")]
 pub struct Builder {
     pub(super) policy: Policy,
     cgroup: Option<PathBuf>,
