@@ -29,14 +29,14 @@ fn addresses(list: &[&str]) -> Policy {
 }
 
 /// Attaches as a process in `outer` would, which enters the box.
-fn attach(lab: &Lab, job: &Job<'_>, policy: Policy) -> Result<Sandbox, Error> {
+fn attach(lab: &Lab, job: &Job<'_>, policy: Policy) -> Sandbox {
     let builder = Sandbox::builder(policy).cgroup(job.cgroup().path()).netns(lab.box_ns().path());
-    lab.outer_ns().enter(|| builder.dirs(directories(lab)).attach())
+    lab.outer_ns().enter(|| builder.dirs(directories(lab)).attach().unwrap())
 }
 
 /// The same in the box itself.
-fn attach_in_the_box(lab: &Lab, job: &Job<'_>, policy: Policy) -> Result<Sandbox, Error> {
-    lab.box_ns().enter(|| Sandbox::builder(policy).cgroup(job.cgroup().path()).dirs(directories(lab)).attach())
+fn attach_in_the_box(lab: &Lab, job: &Job<'_>, policy: Policy) -> Sandbox {
+    lab.box_ns().enter(|| Sandbox::builder(policy).cgroup(job.cgroup().path()).dirs(directories(lab)).attach().unwrap())
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_policy_is_in_force_when_attach_and_update_return() {
     let before = lab.snapshot();
     let token = lab.token("drip");
     for (shape, attach) in [("box", attach_in_the_box as fn(&Lab, &Job<'_>, Policy) -> _), ("netns", attach)] {
-        let mut sandbox = attach(&lab, &job, policy("names = [\"ok.test\", \"a.test\"]")).unwrap();
+        let mut sandbox = attach(&lab, &job, policy("names = [\"ok.test\", \"a.test\"]"));
         let reach = |target: &str| job.curl(target, &lab.token(&format!("{shape}-{target}")));
         let hits = |target: &str| lab.hits(&lab.token(&format!("{shape}-{target}"))).len();
         assert_eq!(reach("ok.test"), Some(0), "{shape}");
@@ -89,10 +89,9 @@ fn a_policy_is_in_force_when_attach_and_update_return() {
 fn a_refused_update_leaves_the_old_policy() {
     let lab = Lab::new();
     let (job, bare) = (Job::new(&lab, "job"), Job::new(&lab, "bare"));
-    let mut sandbox = attach_in_the_box(&lab, &job, policy("names = [\"ok.test\"]")).unwrap();
+    let mut sandbox = attach_in_the_box(&lab, &job, policy("names = [\"ok.test\"]"));
     let wrong = format!("version = 1\n[allow]\nnames = [\"evil.test\"]\n[dns]\nservers = [\"{}\"]\n", "224.0.0.53");
-    let wrong = Policy::from_toml(&wrong).map_err(Error::from).and_then(|policy| sandbox.update(policy));
-    assert!(wrong.is_err(), "no server is multicast");
+    assert!(sandbox.update(Policy::from_toml(&wrong).unwrap()).is_err(), "no server is multicast");
     let mut many = Policy::deny_all();
     for number in 0..2000_u32 {
         many = many.allow(format!("192.0.2.1:{}", 1 + number * 7).parse().unwrap());
@@ -115,7 +114,7 @@ fn a_refused_update_leaves_the_old_policy() {
     sandbox.detach().unwrap();
 
     // Nobody would answer for names that came later.
-    let mut sandbox = attach_in_the_box(&lab, &bare, addresses(&["198.51.100.10"])).unwrap();
+    let mut sandbox = attach_in_the_box(&lab, &bare, addresses(&["198.51.100.10"]));
     let names = sandbox.update(policy("names = [\"evil.test\"]")).unwrap_err();
     assert!(matches!(names, Error::NoListener), "{names}");
     assert_eq!(bare.curl("198.51.100.10", &lab.token("bare")), Some(0));
@@ -152,7 +151,7 @@ for way in range(3):
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
     let (token, file) = (lab.token("mark"), lab.file("mark.py", PROBE));
-    let mut sandbox = attach_in_the_box(&lab, &job, addresses(&["198.51.100.20", "198.51.100.10"])).unwrap();
+    let mut sandbox = attach_in_the_box(&lab, &job, addresses(&["198.51.100.20", "198.51.100.10"]));
     let mut probe = job.spawn(&format!("exec {} -I {} {token} {EVIL} {OK}", lab::PYTHON, file.display()));
     probe.says("ready", SOON);
     sandbox.update(addresses(&["198.51.100.10"])).unwrap();
@@ -170,7 +169,7 @@ fn a_hundred_updates_leave_no_rule_and_no_permit_behind() {
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
     let own = "names = [\"ok.test\"]\naddresses = [\"198.51.100.11:8080\"]";
-    let mut sandbox = attach_in_the_box(&lab, &job, policy(own)).unwrap();
+    let mut sandbox = attach_in_the_box(&lab, &job, policy(own));
     let entries = || {
         let maps = lab.pin_dir().join(sandbox::list(&directories(&lab)).unwrap()[0].sandbox.clone()).join("maps");
         ["RULES", "PERMITS", "NETWORKS"].map(|map| live_entries(&lab, &maps.join(map)))
@@ -213,7 +212,7 @@ fn live_entries(lab: &Lab, map: &Path) -> usize {
 fn events_come_as_an_iterator_that_ends_with_the_sandbox() {
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
-    let mut sandbox = attach_in_the_box(&lab, &job, policy("names = [\"ok.test\"]")).unwrap();
+    let mut sandbox = attach_in_the_box(&lab, &job, policy("names = [\"ok.test\"]"));
     let events = sandbox.events();
     assert_eq!(job.curl("ok.test", &lab.token("ok")), Some(0));
     assert_eq!(job.curl("198.51.100.20", "closed"), Some(7));
@@ -233,7 +232,7 @@ fn pinned_it_outlives_its_owner() {
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
     let before = lab.snapshot();
-    let mut sandbox = attach_in_the_box(&lab, &job, addresses(&["198.51.100.10"])).unwrap();
+    let mut sandbox = attach_in_the_box(&lab, &job, addresses(&["198.51.100.10"]));
     let name = sandbox.name().to_owned();
     sandbox.pin().unwrap();
     drop(sandbox);

@@ -248,7 +248,7 @@ fn check_touches_nothing() {
     let broken = lab.file("broken.toml", "version = 1\n[allow]\naddresses = [\"198.51.100.300\"]\n");
     let check = |files: &[&std::path::PathBuf], flags: &str| {
         let launch = lab.egressd("check").flags(flags);
-        files.iter().fold(launch, |launch, file| launch.arg(file)).output()
+        files.iter().fold(launch, lab::Launch::arg).output()
     };
     check(&[&ci], "").exits(0);
     let refused = check(&[&org, &ci], "");
