@@ -2,6 +2,9 @@
 //! One module a topic; tests/README.md says what each shows and which production line it stands for.
 
 #![allow(
+    unreachable_pub,
+    clippy::cast_sign_loss,
+    clippy::redundant_closure_for_method_calls,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
