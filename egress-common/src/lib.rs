@@ -16,6 +16,7 @@ pub mod neighbour;
 pub mod packet;
 pub mod permit;
 pub mod question;
+pub mod reason;
 pub mod sandbox;
 pub mod verdict;
 

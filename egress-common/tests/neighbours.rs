@@ -1,6 +1,8 @@
 //! ARP and neighbour discovery: built field by field, then each byte changed. What a change leaves free is listed here, so
 //! that nothing else can be.
 
+#![allow(clippy::match_same_arms, reason = "each field of a frame has its line, whatever it allows")]
+
 use egress_common::{
     addr::Addr,
     neighbour::{ETHERNET_LEN, arp, discovery, is_discovery},
@@ -175,5 +177,8 @@ fn advertisements_and_redirects_of_routers_never_pass() {
         assert_eq!(judge(&message(kind, OWN6, NODES, Some(OWN6), None)), Err(Reason::NeighbourForm));
     }
     assert_eq!(judge(&message(136, OWN6, NODES, Some(NEAR6), None)), Err(Reason::Source));
-    assert_eq!(judge(&message(136, OWN6, NODES, Some(OWN6), Some((2, [2, 0, 0, 0, 0, 9])))), Err(Reason::NeighbourForm));
+    assert_eq!(
+        judge(&message(136, OWN6, NODES, Some(OWN6), Some((2, [2, 0, 0, 0, 0, 9])))),
+        Err(Reason::NeighbourForm)
+    );
 }

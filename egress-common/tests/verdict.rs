@@ -1,5 +1,7 @@
 //! What holds of the verdict whatever the policy: order means nothing, a deny only closes, and taking away never opens.
 
+#![allow(clippy::unwrap_used, reason = "everything here is a test or is called by tests alone")]
+
 use egress_common::{
     addr::Addr,
     destination::{PortRange, Protocols},
@@ -241,7 +243,11 @@ fn misses_say_together_what_each_says() {
         let verdict = Verdict(number.into());
         let misses = [Reason::NotPermitted, Reason::PortNotPermitted, Reason::Expired, Reason::ExpiredElsewhere];
         assert_eq!(verdict.is_miss(), misses.iter().any(|&miss| verdict.is(miss)), "{number}");
-        assert_eq!(verdict.is_expired(), verdict.is(Reason::Expired) || verdict.is(Reason::ExpiredElsewhere), "{number}");
+        assert_eq!(
+            verdict.is_expired(),
+            verdict.is(Reason::Expired) || verdict.is(Reason::ExpiredElsewhere),
+            "{number}"
+        );
     }
 }
 
@@ -261,10 +267,8 @@ fn an_expired_permit_is_seen_behind_a_network() {
         own: false,
         listener: false,
     };
-    let question = Question {
-        dst: "192.0.2.1".parse::<IpAddr>().unwrap().into(),
-        asked: Asked::new(Path::Wire, 6, Some(443), 0),
-    };
+    let question =
+        Question { dst: "192.0.2.1".parse::<IpAddr>().unwrap().into(), asked: Asked::new(Path::Wire, 6, Some(443), 0) };
     assert!(world.decide(question).is(Reason::ExpiredElsewhere));
     assert!(world.decide(question).is_expired());
     world.permit = None;

@@ -1,4 +1,6 @@
 //! The only reads and writes of kernel contexts.
+//!
+//! Long: nothing else may touch a kernel context, so all of it stands here.
 
 use aya_ebpf::{
     EbpfContext as _,

@@ -8,6 +8,14 @@
 //! | `device` | tc on the host side of a sandbox's device |
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_ptr_alignment,
+    clippy::checked_conversions,
+    clippy::needless_pass_by_value,
+    clippy::nonminimal_bool,
+    reason = "contexts come by value from the hook macros; the rest is written as the verifier reads it best"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod context;

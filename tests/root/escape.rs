@@ -172,14 +172,11 @@ iptables -t nat -A POSTROUTING -d {EVIL} -p tcp -j SNAT --to {BOX}"
     let closed = lab.token("closed");
     // The box's own address and one port of the service are named; neither is what the packet is for.
     for flags in ["", "--allow 203.0.113.50:80", "--allow 203.0.113.50:8081 --allow 203.0.113.51"] {
-        let script: String = urls
-            .iter()
-            .enumerate()
-            .map(|(at, url)| format!("curl -sS -m2 http://{url}/{closed}; echo u{at}=$?\n"))
-            .collect();
+        let fetch = |(at, url)| format!("curl -sS -m2 http://{url}/{closed}; echo u{at}=$?");
+        let script = urls.iter().enumerate().map(fetch).collect::<Vec<_>>().join("\n");
         let output = lab.sh(flags, &script);
-        for at in 0..urls.len() {
-            assert_ne!(output.step(&format!("u{at}")), 0, "{flags}: {}: {output}", urls[at]);
+        for (at, url) in urls.iter().enumerate() {
+            assert_ne!(output.step(&format!("u{at}")), 0, "{flags}: {url}: {output}");
         }
     }
     lab.expect_silence(EVIL);

@@ -93,8 +93,11 @@ impl Attach {
         // Before the sandbox starts threads, so that they inherit the mask and the signals come here.
         let signals = if self.pin { None } else { Some(catch_signals()?) };
 
-        let mut builder =
-            Sandbox::builder(policy).cgroup(self.target.open()?.path()).dirs(directories.clone()).strict(self.strict);
+        let mut builder = Sandbox::builder(policy)
+            .cgroup(self.target.open()?.path())
+            .dirs(directories.clone())
+            .strict(self.strict)
+            .outlives(true);
         if let Some(netns) = self.netns {
             builder = builder.netns(netns);
         }

@@ -23,6 +23,8 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// Mount source of a bpffs that egressd mounted on a directory that was there.
@@ -191,10 +193,15 @@ impl PinRoot {
         }
         // Our own descriptor would keep the mount busy.
         drop(self);
-        match umount2(&path, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::EBUSY) => return Ok(false),
-            Err(source) => return Err(entry("unmount", &path, source)),
+        // A thread of ours that starts a program has copies of our descriptors between fork and exec.
+        let mut attempts = 0..10;
+        loop {
+            match umount2(&path, MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => break,
+                Err(Errno::EBUSY) if attempts.next().is_some() => thread::sleep(Duration::from_millis(3)),
+                Err(Errno::EBUSY) => return Ok(false),
+                Err(source) => return Err(entry("unmount", &path, source)),
+            }
         }
         if source == SOURCE_WITH_DIR.as_bytes() {
             fs::remove_dir(&path).map_err(|error| entry("remove", &path, errno(&error)))?;

@@ -197,7 +197,7 @@ fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&Program) -> bool) -> Result<()
     };
     std::thread::scope(|scope| {
         // Without a thread, the work is done all the same.
-        let second = std::thread::Builder::new().spawn_scoped(scope, &work);
+        let second = std::thread::Builder::new().spawn_scoped(scope, work);
         let first = work();
         let second =
             second.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

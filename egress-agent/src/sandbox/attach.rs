@@ -2,7 +2,9 @@
 //! first hook on the cgroup is closed; a failure after that takes back all that was made.
 
 use super::{
+    Directories,
     apply::apply,
+    claim::Claim,
     error::Error,
     level::{Level, Reached},
     live::{Kernel, Sandbox},
@@ -31,36 +33,15 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::{names::map, sandbox::Identity, verdict::ListenerKey};
+use egress_common::{sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
-/// Where egressd keeps what it must find again. Two instances with different directories never meet.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Directories {
-    /// Events and records of sandboxes.
-    pub state: PathBuf,
-    /// Pinned links and maps: a bpffs of its own.
-    pub pin: PathBuf,
-}
-
-impl Default for Directories {
-    fn default() -> Self {
-        Self { state: "/run/egressd".into(), pin: "/run/egressd/bpf".into() }
-    }
-}
-
-impl Directories {
-    /// The pin of the one map that all owners share.
-    pub(super) fn listeners(&self) -> PathBuf {
-        self.pin.join(map::LISTENERS)
-    }
-}
-
 /// Collects what a sandbox is made of.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each question that the caller answers")]
 pub struct Builder {
     pub(super) policy: Policy,
     cgroup: Option<PathBuf>,
@@ -71,6 +52,7 @@ pub struct Builder {
     require: Option<Level>,
     pub(super) raw_sockets: bool,
     privileged: bool,
+    outlives: bool,
 }
 
 impl Sandbox {
@@ -86,6 +68,7 @@ impl Sandbox {
             require: None,
             raw_sockets: false,
             privileged: false,
+            outlives: false,
         }
     }
 }
@@ -147,12 +130,22 @@ impl Builder {
         self
     }
 
+    /// Refuse where enforcement would end with this process: its mount namespace is a private one, and so are its pins.
+    #[must_use]
+    pub fn outlives(mut self, outlives: bool) -> Self {
+        self.outlives = outlives;
+        self
+    }
+
     /// Closed from here on; DNS is answered when it returns.
     ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
     pub fn attach(self) -> Result<Sandbox, Error> {
         let directory = self.cgroup.as_ref().ok_or(Error::NoCgroup)?;
+        if self.outlives {
+            refuse_transient_mounts()?;
+        }
         let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
         cgroup.check_enforceable()?;
         let plan = Plan::new(&self, cgroup)?;
@@ -207,9 +200,7 @@ impl Builder {
             port: found.port.into(),
             reserved: 0,
         });
-        if let Some(key) = listener {
-            tables.set_listener(key, nonce)?;
-        }
+        let claim = listener.map(|key| Claim::new(&tables, key, nonce)).transpose()?;
 
         let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), image));
         let subject = Subject {
@@ -263,6 +254,9 @@ impl Builder {
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
         sink.emit(&about(Kind::Attach, &subject));
+        if let Some(claim) = claim {
+            claim.keep();
+        }
         let kernel = Kernel { _programs: programs, hooks, tables, identity, cgroup_id: cgroup.id() };
         Ok(Sandbox::new(kernel, scene, server, reporter, watch, sink, record, plan, ids, self.directories.clone()))
     }

@@ -1,8 +1,9 @@
 //! A sandbox under enforcement, in the hands of the process that serves it.
 
 use super::{
+    Directories,
     apply::apply,
-    attach::{Directories, end_of_pins, refuse_transient_mounts, rule_lines},
+    attach::{end_of_pins, refuse_transient_mounts, rule_lines},
     error::Error,
     level::Reached,
     plan::Plan,

@@ -3,6 +3,8 @@
 mod apply;
 mod attach;
 mod build;
+mod claim;
+mod directories;
 mod end;
 mod error;
 mod explain;
@@ -15,8 +17,9 @@ mod record;
 mod reporter;
 mod status;
 
-pub use attach::{Builder, Directories};
+pub use attach::Builder;
 pub use build::{Build, build};
+pub use directories::Directories;
 pub use end::detach;
 pub use error::Error;
 pub use explain::{Explanation, explain};

@@ -109,6 +109,25 @@ fn what_is_no_cgroup_for_a_sandbox_is_refused() {
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
 }
 
+/// Pins in a private mount namespace end with its last process: killing egressd there would open the sandbox.
+#[test]
+fn a_mount_namespace_that_ends_with_egressd_is_refused() {
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    let before = lab.snapshot();
+    for flags in [format!("--allow {OK} --pin"), "--allow ok.test".to_owned()] {
+        let refused = job.attach(&flags).through(&["unshare", "-m"]).output();
+        // Where not even root may look at PID 1's namespace, there is nothing to compare with.
+        assert!(matches!(refused.code, Some(3 | 4)), "{refused}");
+        refused.says("PID 1");
+        assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+    }
+    let attach = job.attached("--allow ok.test");
+    assert_eq!(job.curl("ok.test", &lab.token("twin")), Some(0));
+    end(attach, Signal::SIGTERM).exits(0);
+    lab.expect_hits(&lab.token("twin"), 1);
+}
+
 /// A failure half-way takes back its own hooks and nobody else's.
 #[test]
 fn a_failed_attach_leaves_others_in_force() {
@@ -120,6 +139,9 @@ fn a_failed_attach_leaves_others_in_force() {
         job.attach("--allow ok.test").env("EGRESSD_FAULT", "attach_connect6").deadline(Duration::from_secs(10));
     failed.output().exits(3).says("connect6");
     assert_eq!(during.diff(&lab.snapshot()), Vec::<String>::new());
+    let claimed =
+        lab.box_ns().sh(&format!("bpftool map dump pinned {}/LISTENERS | grep -c key", lab.pin_dir().display()));
+    assert_eq!(claimed.stdout.trim(), "1", "only the port of the one that lives: {claimed}");
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("open")), Some(0));
     assert_eq!(other.curl("ok.test", &lab.token("ok")), Some(0));
     assert_eq!(other.curl(&EVIL.to_string(), &lab.token("closed")), Some(7));
