@@ -1,27 +1,9 @@
 //! The seams to the policy and to the kernel's maps.
 
 use super::name::Name;
+pub use crate::policy::NameVerdict;
 use std::{net::IpAddr, time::Duration};
 use thiserror::Error;
-
-/// What the policy says of a name. Rules are indices into `allow.names` (for `Deny`: `deny.names`) of the policy.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum NameVerdict {
-    /// A deny rule matches; it beats every allow.
-    Deny {
-        /// The rule.
-        rule: usize,
-    },
-    /// These allow rules match: what is permitted is their union.
-    Allow {
-        /// All of them, never empty.
-        rules: Vec<usize>,
-    },
-    /// No rule matches, but an allow rule names something below.
-    Ancestor,
-    /// No rule matches.
-    Unlisted,
-}
 
 /// The policy's table of names.
 pub trait Names: Send + Sync {

@@ -35,13 +35,8 @@ pub(super) fn now_ns() -> u64 {
 pub(super) struct Table(pub(super) NameTable);
 
 impl dns::Names for Table {
-    fn verdict(&self, labels: &[&[u8]]) -> dns::NameVerdict {
-        match self.0.verdict(labels) {
-            NameVerdict::Deny { rule } => dns::NameVerdict::Deny { rule },
-            NameVerdict::Allow { rules } => dns::NameVerdict::Allow { rules },
-            NameVerdict::Ancestor => dns::NameVerdict::Ancestor,
-            NameVerdict::Unlisted => dns::NameVerdict::Unlisted,
-        }
+    fn verdict(&self, labels: &[&[u8]]) -> NameVerdict {
+        self.0.verdict(labels)
     }
 }
 
