@@ -106,9 +106,14 @@ pub struct FlowState {
     pub nonce: u64,
     /// When the remote side was last heard, coarse monotonic.
     pub heard_ns: u64,
+    /// When it ends, however often it is heard, coarse monotonic; `u64::MAX` while its rule is what lets it go on.
+    pub ends_ns: u64,
 }
 
-crate::abi!(ListenerKey = 16, FlowState = 24);
+crate::abi!(ListenerKey = 16, FlowState = 32);
+
+/// How long a flow goes on at a device after its permit let a packet of it pass for the last time.
+pub const FLOW_LIFE_NS: u64 = 24 * 3600 * 1_000_000_000;
 
 /// How long a recorded flow lives without a word from the remote side: TCP as long as a stock keepalive waits twice,
 /// others as long as connection tracking keeps an assured UDP stream (`net/netfilter/nf_conntrack_proto_udp.c`, 120 s).

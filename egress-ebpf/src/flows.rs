@@ -7,7 +7,7 @@ use egress_common::{
     packet::{Flow, FlowKey},
     permit::{Match, RuleRef},
     question::Asked,
-    verdict::{FlowState, Tables as _, flow_idle_ns},
+    verdict::{FLOW_LIFE_NS, FlowState, Tables as _, flow_idle_ns},
 };
 
 /// True where an outgoing packet belongs to a flow on record that was heard lately and whose rule still stands.
@@ -50,8 +50,10 @@ extern "C" fn flow_goes_on(slot: u64, flow: *const Flow) -> u64 {
     let Some(state) = FLOWS.get_ptr(&Placed::new(FlowKey::outgoing(slot, flow)).key) else { return 0 };
     // SAFETY: a map value; each field is a word, and a racing update writes the same nonce.
     let state = unsafe { &*state };
+    let now = now_ns();
     let goes_on = state.nonce == sandbox.nonce
-        && now_ns().wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol)
+        && now < state.ends_ns
+        && now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol)
         && stands(Tenant { slot, sandbox }, state.rule);
     goes_on.into()
 }
@@ -69,17 +71,20 @@ extern "C" fn record_flow(slot: u64, flow: *const Flow, index: u64, tag: u64, ou
         key = Placed::new(FlowKey::outgoing(slot, flow));
     }
     let now = now_ns();
+    // What a peer opened ends with the rule that lists him; what outlives a permit must end by itself.
+    let ends_ns = if outgoing { now + FLOW_LIFE_NS } else { u64::MAX };
     let rule = RuleRef { index: narrow(index), tag: narrow(tag) };
     if outgoing && let Some(state) = FLOWS.get_ptr(&key.key) {
         // SAFETY: as above.
         let state = unsafe { &*state };
-        let fresh = now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol) / 2;
+        let fresh = now.wrapping_sub(state.heard_ns) < flow_idle_ns(flow.protocol) / 2
+            && state.ends_ns.saturating_sub(now) > FLOW_LIFE_NS / 2;
         if state.nonce == sandbox.nonce && state.rule == rule && fresh {
             return 0;
         }
     }
     // A full table forgets the oldest flow, whose packets are then denied: closed, not open.
-    let _full = FLOWS.insert(&key.key, &FlowState { rule, nonce: sandbox.nonce, heard_ns: now }, 0);
+    let _full = FLOWS.insert(&key.key, &FlowState { rule, nonce: sandbox.nonce, heard_ns: now, ends_ns }, 0);
     0
 }
 

@@ -11,7 +11,11 @@ use egress_agent::datapath::{
     load::Capacity,
     probe::{Hook, NONCE, Probe, ProbeError},
 };
-use egress_common::{permit::RANGES, sandbox::flags, verdict::Reason};
+use egress_common::{
+    permit::RANGES,
+    sandbox::flags,
+    verdict::{FLOW_LIFE_NS, FlowState, Reason},
+};
 use frames::{Family, Frame};
 use host::Host;
 use lab::Netns;
@@ -26,6 +30,7 @@ use std::{collections::BTreeMap, time::Duration};
 const LOOPBACK: u32 = 1;
 const WORLDS: usize = 60;
 const FRAMES: usize = 60;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// Runs `work` in a namespace with a device, whose index it is given.
 fn with_device<R: Send>(work: impl FnOnce(u32) -> R + Send) -> R {
@@ -145,6 +150,32 @@ fn the_device_hook_decides_as_the_host_does() {
         assert!(tally.contains_key(&(reason as u8)), "{reason:?} never came up: {tally:?}");
     }
     assert!(tally.values().sum::<usize>() >= 2000, "{tally:?}");
+}
+
+/// At a device a live flow outlives its permit, but not for ever: whoever keeps talking to it keeps it no longer than a day.
+#[test]
+fn a_flow_at_a_device_ends_by_itself() {
+    with_device(|ifindex| {
+        let (mut probe, mut world) = (probe(), policies::one_permit());
+        world.sources.insert(policies::source("192.0.2.1"));
+        let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
+        probe.set_device(ifindex, NONCE).expect("a device");
+        install(&mut probe, &world).expect("a world in the maps");
+        let mut run = |probe: &mut Probe| probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run");
+        let key = policies::flow("192.0.2.1:40000", "198.51.100.7:443");
+        let before = Host::new(&world).now_ns();
+        assert!(run(&mut probe).passed);
+        let state = probe.flow(&key).expect("a flow that rests on a permit is on record");
+        assert!((before..before + FLOW_LIFE_NS + SECOND_NS).contains(&state.ends_ns), "{before} {state:?}");
+
+        world.permits.values_mut().for_each(|permit| permit.grants[0].expires_ns = 1);
+        install(&mut probe, &world).expect("a world in the maps");
+        assert!(run(&mut probe).passed, "it goes on without its permit");
+        let now = Host::new(&world).now_ns();
+        probe.set_flow(key, FlowState { heard_ns: now, ends_ns: now, ..state }).expect("a flow");
+        let ended = run(&mut probe);
+        assert_eq!((ended.passed, ended.denied), (false, Some(Reason::Expired as u8)), "heard just now");
+    });
 }
 
 /// Numbers for docs/benchmarks.md: `cargo xtask test -- parity::cost --nocapture`. The bound is far above what a quiet machine

@@ -5,9 +5,7 @@ use super::{load::Programs, tables::Tables};
 use aya::{
     maps::MapError,
     pin::PinError as PinLinkError,
-    programs::{
-        CgroupAttachMode, CgroupSkbAttachType, LinkOrder, Program, ProgramError, TcAttach, TcAttachType, links::FdLink,
-    },
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, links::FdLink},
 };
 use egress_common::sandbox::Identity;
 use std::{
@@ -57,6 +55,27 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    /// A filter of somebody else's is asked before ours could be.
+    #[error(
+        "another filter stands where egressd's must be first: `tc filter show dev DEVICE {side}` shows it (ifindex {ifindex}); add it again with `pref 2` or more"
+    )]
+    NotFirst {
+        /// Of the device.
+        ifindex: u32,
+        /// ingress or egress.
+        side: &'static str,
+    },
+    /// Filters of a device cannot be listed, made or removed.
+    #[error("cannot {action} the filters of the device with ifindex {ifindex}: `tc filter show` needs to work on it")]
+    Filter {
+        /// list, make or remove.
+        action: &'static str,
+        /// Of the device.
+        ifindex: u32,
+        /// What the kernel said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Asked for by a test of this very path.
     #[error("attach of {hook} fails because EGRESSD_FAULT says so")]
     Fault {
@@ -87,10 +106,6 @@ pub(crate) const CGROUP_HOOKS: [CgroupHook; 13] = [
     CgroupHook { name: "bind4", attach_type: 8 },
     CgroupHook { name: "bind6", attach_type: 9 },
 ];
-
-/// Programs of a device and the side of it that they sit on.
-pub(crate) const DEVICE_HOOKS: [(&str, TcAttachType); 2] =
-    [("device_egress", TcAttachType::Ingress), ("device_ingress", TcAttachType::Egress)];
 
 /// A hook in place. Dropping it closes our descriptor; the pin keeps the hook.
 pub(crate) struct Hooked {
@@ -158,33 +173,7 @@ fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Re
     }
 }
 
-/// Puts both device programs at the head of the device's tcx hooks (6.6), so that no program of somebody else's lets a
-/// packet pass before us.
-pub(crate) fn device(programs: &mut Programs, ifindex: u32, pins: &Path) -> Result<Vec<Hooked>, AttachError> {
-    DEVICE_HOOKS
-        .into_iter()
-        .map(|(name, attach_type)| {
-            let failed = |source| AttachError::Hook { hook: name, source: Box::new(source) };
-            let link = attach_tcx(programs, name, ifindex, attach_type).map_err(failed)?;
-            pin(link, name, format!("{name}-{ifindex}"), pins)
-        })
-        .collect()
-}
-
-fn attach_tcx(
-    programs: &mut Programs,
-    name: &str,
-    ifindex: u32,
-    attach_type: TcAttachType,
-) -> Result<FdLink, ProgramError> {
-    let Some(Program::SchedClassifier(program)) = programs.ebpf.program_mut(name) else {
-        return Err(ProgramError::UnexpectedProgramType);
-    };
-    let id = program.attach(ifindex, TcAttach::Tcx { attach_type, order: LinkOrder::first() })?;
-    Ok(program.take_link(id)?.try_into()?)
-}
-
-fn pin(link: FdLink, hook: &'static str, name: String, pins: &Path) -> Result<Hooked, AttachError> {
+pub(super) fn pin(link: FdLink, hook: &'static str, name: String, pins: &Path) -> Result<Hooked, AttachError> {
     let path = pins.join(&name);
     let link = link.pin(&path).map_err(|source| AttachError::Pin { hook, path, source })?;
     Ok(Hooked { name, _link: link.into() })

@@ -42,18 +42,28 @@ pub enum DetachError {
     },
 }
 
-/// What is pinned in `pins`, by name, and whether it still is on its cgroup or device: a link that was detached, or whose
-/// target is gone, names no target any more.
-pub(crate) fn pinned_links(pins: &Path) -> Result<Vec<(String, bool)>, DetachError> {
+/// A pinned link.
+pub(crate) struct Pinned {
+    pub(crate) name: String,
+    /// What it is on; none where it was detached, or its cgroup or device is gone.
+    pub(crate) target: Option<Target>,
+}
+
+/// A link that is on something, and the program that it puts there.
+pub(crate) struct Target {
+    pub(crate) program: u32,
+}
+
+/// What is pinned in `pins`, by name.
+pub(crate) fn pinned_links(pins: &Path) -> Result<Vec<Pinned>, DetachError> {
     let list = |source| DetachError::List { path: pins.into(), source };
     let mut links = Vec::new();
     for entry in fs::read_dir(pins).map_err(list)? {
         let entry = entry.map_err(list)?;
-        let path = entry.path();
-        let attached = is_attached(&path).map_err(|source| DetachError::Open { path, source })?;
-        links.push((entry.file_name().to_string_lossy().into_owned(), attached));
+        let target = target(&entry.path())?;
+        links.push(Pinned { name: entry.file_name().to_string_lossy().into_owned(), target });
     }
-    links.sort();
+    links.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(links)
 }
 
@@ -66,21 +76,27 @@ pub(crate) fn detach_link(path: &Path) -> Result<(), DetachError> {
     bpf(BPF_LINK_DETACH, &mut detach).map(drop).map_err(failed)
 }
 
-/// True while the link is on its cgroup or device: the kernel clears the target's id where it no longer is
-/// (`bpf_cgroup_link_fill_link_info`, `tcx_link_fill_info`).
-fn is_attached(path: &Path) -> io::Result<bool> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// What a pinned link is on: the kernel clears the target's id where it no longer is (`bpf_cgroup_link_fill_link_info`,
+/// `tcx_link_fill_info`).
+pub(crate) fn target(path: &Path) -> Result<Option<Target>, DetachError> {
     /// BPF_LINK_TYPE_TCX
     const TCX: u32 = 11;
-    let link = open(path)?;
     // struct bpf_link_info: type, id, prog_id, padding, then a union: cgroup_id (u64), or ifindex (u32) and attach type.
+    let [kind, _, program, _, low, high, ..] =
+        link_info(path).map_err(|source| DetachError::Open { path: path.into(), source })?;
+    let gone = if kind == TCX { low == 0 } else { low == 0 && high == 0 };
+    Ok((!gone).then_some(Target { program }))
+}
+
+fn link_info(path: &Path) -> io::Result<[u32; 16]> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    let link = open(path)?;
     let mut info = [0_u32; 16];
     let pointer = info.as_mut_ptr() as u64;
     // union bpf_attr: bpf_fd, info_len, info.
-    let words = [u64::from(link.as_raw_fd().cast_unsigned()) | (size_of_val(&info) as u64) << 32, pointer];
-    let mut attribute = words;
+    let mut attribute = [u64::from(link.as_raw_fd().cast_unsigned()) | (size_of_val(&info) as u64) << 32, pointer];
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
-    Ok(if info[0] == TCX { info[4] != 0 } else { info[4] != 0 || info[5] != 0 })
+    Ok(info)
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

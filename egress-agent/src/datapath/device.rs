@@ -154,7 +154,8 @@ pub struct DeviceWatch {
 
 impl DeviceWatch {
     /// Calls `changed` with what [`find`] finds from the calling thread's namespace, first before this returns and then, on a
-    /// thread of its own, each time it differs. An error is the last call.
+    /// thread of its own, each time something may differ: a device that was replaced looks like the one before. An error of
+    /// netlink or of a namespace is the last call.
     pub fn start(
         sandbox: &Netns,
         mut changed: impl FnMut(Result<Found, DeviceError>) + Send + 'static,
@@ -163,20 +164,17 @@ impl DeviceWatch {
         let here = Subscription::open(&[RTNLGRP_LINK])?;
         let inside = sandbox.ask(|| Subscription::open(&[RTNLGRP_LINK]))?;
         let mut finder = Finder::open(sandbox)?;
-        let mut known = finder.find()?;
-        changed(Ok(known.clone()));
+        changed(Ok(finder.find()?));
         let watcher = Watcher::spawn(vec![here, inside], move |heard| {
             match heard.map_err(DeviceError::from).and_then(|()| finder.find()) {
-                Ok(now) if now == known => {}
                 // What tore the reading was announced after it, so another one follows.
                 Err(error) if error.is_torn() => {}
-                Ok(now) => {
-                    known.clone_from(&now);
-                    changed(Ok(now));
-                }
-                Err(error) => {
-                    changed(Err(error));
-                    return ControlFlow::Break(());
+                found => {
+                    let last = matches!(found, Err(DeviceError::Netlink(_) | DeviceError::Netns(_)));
+                    changed(found);
+                    if last {
+                        return ControlFlow::Break(());
+                    }
                 }
             }
             ControlFlow::Continue(())

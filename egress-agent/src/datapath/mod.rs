@@ -21,6 +21,7 @@ pub mod sockets;
 mod sockopt;
 pub mod state_dir;
 pub(crate) mod tables;
+pub(crate) mod tc;
 mod watch;
 
 pub use netlink::NetlinkError;

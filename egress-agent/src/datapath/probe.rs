@@ -8,9 +8,10 @@ use aya::{
 use egress_common::{
     event::Counters,
     names::map,
+    packet::FlowKey,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule},
     sandbox::{Identity, Sandbox},
-    verdict::{ListenerKey, REASONS},
+    verdict::{FlowState, ListenerKey, REASONS},
 };
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ pub struct Probe {
     listeners: HashMap<MapData, ListenerKey, u64>,
     devices: HashMap<MapData, u32, Identity>,
     sources: HashMap<MapData, PermitKey, u32>,
+    flows: HashMap<MapData, FlowKey, FlowState>,
     counters: PerCpuArray<MapData, Counters>,
 }
 
@@ -86,6 +88,7 @@ impl Probe {
             listeners: programs.map(map::LISTENERS)?,
             devices: programs.map(map::DEVICES)?,
             sources: programs.map(map::SOURCES)?,
+            flows: programs.map(map::FLOWS)?,
             counters: programs.map(map::COUNTERS)?,
             programs,
         })
@@ -135,6 +138,16 @@ impl Probe {
     /// Makes a device the sandbox's.
     pub fn set_device(&mut self, ifindex: u32, nonce: u64) -> Result<(), ProbeError> {
         Ok(self.devices.insert(&ifindex, &Identity { slot: SLOT, reserved: 0, nonce }, 0)?)
+    }
+
+    /// Puts a flow on record.
+    pub fn set_flow(&mut self, key: FlowKey, state: FlowState) -> Result<(), ProbeError> {
+        Ok(self.flows.insert(&key, &state, 0)?)
+    }
+
+    /// A flow on record.
+    pub fn flow(&self, key: &FlowKey) -> Result<FlowState, ProbeError> {
+        Ok(self.flows.get(key, 0)?)
     }
 
     /// Runs a program on an Ethernet frame, as if on the device of the caller's network namespace that has this `ifindex`.

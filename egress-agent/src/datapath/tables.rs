@@ -216,6 +216,10 @@ impl Tables {
         self.maps().devices.insert(&ifindex, &identity, 0).map_err(failed(map::DEVICES, "write"))
     }
 
+    pub(crate) fn remove_device(&self, ifindex: u32) -> Result<(), TableError> {
+        gone(self.maps().devices.remove(&ifindex)).map_err(failed(map::DEVICES, "remove"))
+    }
+
     pub(crate) fn set_source(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
         self.maps().sources.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::SOURCES, "write"))
     }

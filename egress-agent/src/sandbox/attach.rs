@@ -5,6 +5,7 @@ use super::{
     Directories,
     apply::apply,
     claim::Claim,
+    devices::{Devices, Following},
     error::Error,
     level::{Level, Reached},
     live::{Kernel, Sandbox},
@@ -19,7 +20,6 @@ use crate::{
     datapath::{
         attach,
         bpffs::{self, PinRoot},
-        device,
         load::Programs,
         records::Records,
         state_dir::{StateDir, StateLock},
@@ -36,7 +36,7 @@ use crate::{
 use egress_common::{sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// Collects what a sandbox is made of.
@@ -53,6 +53,7 @@ pub struct Builder {
     pub(super) raw_sockets: bool,
     privileged: bool,
     outlives: bool,
+    tcx: bool,
 }
 
 impl Sandbox {
@@ -69,6 +70,7 @@ impl Sandbox {
             raw_sockets: false,
             privileged: false,
             outlives: false,
+            tcx: true,
         }
     }
 }
@@ -137,6 +139,14 @@ impl Builder {
         self
     }
 
+    /// As on a kernel without tcx, for tests of what stands in for it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_tcx(mut self) -> Self {
+        self.tcx = false;
+        self
+    }
+
     /// Closed from here on; DNS is answered when it returns.
     ///
     /// # Errors
@@ -152,6 +162,7 @@ impl Builder {
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
         refuse_nesting(&self.directories, cgroup)?;
+        refuse_sharing(&self.directories, &plan)?;
         let root = match PinRoot::open(&self.directories.pin, &turn) {
             Ok(root) => root,
             Err(error) => {
@@ -240,25 +251,38 @@ impl Builder {
         }
         let watch = plan.follow_addresses(&tables)?;
 
-        let mut hooks =
+        let hooks =
             attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
-        for found in &plan.found.devices {
-            tables.set_device(found.ifindex, identity)?;
-            for source in device::source_addresses(&plan.netns)? {
-                tables.set_source(super::SLOT, source.into())?;
-            }
-            hooks.extend(attach::device(&mut programs, found.ifindex, &pins.links)?);
+        let mut devices = Devices::new(programs, &tables, identity, pins.links, &plan, self.tcx)?;
+        if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
+            return Err(error);
         }
-        record.level =
-            plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
+        record.devices = devices.lines();
+        record.level = plan.level(self.privileged, &plan.found).with_processes(
+            cgroup,
+            plan.found.devices.is_empty(),
+            self.strict,
+        )?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
+        let (devices, record) = (Arc::new(Mutex::new(devices)), Arc::new(Mutex::new(record)));
+        // Last: its thread waits for the lock that we hold, and whoever drops it waits for the thread.
+        let following = Following {
+            devices: Arc::clone(&devices),
+            record: Arc::clone(&record),
+            plan: plan.clone(),
+            privileged: self.privileged,
+            directories: self.directories.clone(),
+            last: Some(plan.found.clone()),
+        };
+        let watches = (watch, following.start()?);
+        devices.lock().unwrap_or_else(PoisonError::into_inner).stay();
         sink.emit(&about(Kind::Attach, &subject));
         if let Some(claim) = claim {
             claim.keep();
         }
-        let kernel = Kernel { _programs: programs, hooks, tables, identity, cgroup_id: cgroup.id() };
-        Ok(Sandbox::new(kernel, scene, server, reporter, watch, sink, record, plan, ids, self.directories.clone()))
+        let kernel = Kernel { devices, hooks, tables, identity, cgroup_id: cgroup.id() };
+        Ok(Sandbox::new(kernel, scene, server, reporter, watches, sink, record, plan, ids, self.directories.clone()))
     }
 
     fn record(
@@ -279,8 +303,9 @@ impl Builder {
             policy: self.policy.to_toml(),
             generation: 1,
             rules: rule_lines(&permits.in_force().image),
-            devices: plan.found.devices.iter().map(|found| found.name.clone()).collect(),
-            level: plan.level(self.privileged),
+            devices: Vec::new(),
+            host_netns: plan.host_netns,
+            level: plan.level(self.privileged, &plan.found),
             agent_pid: Some(pid),
             agent_start: start_time(pid),
             listener: listener.map(|key| (key.netns_cookie, key.port)),
@@ -340,6 +365,21 @@ fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<(), Erro
             name: record.name,
             other: record.directory,
         });
+    }
+    Ok(())
+}
+
+/// A device enforces one policy.
+fn refuse_sharing(directories: &Directories, plan: &Plan) -> Result<(), Error> {
+    for record in Record::all(directories)?.into_iter().filter(|record| record.host_netns == plan.host_netns) {
+        let ours = |ifindex| plan.found.devices.iter().any(|device| device.ifindex == ifindex);
+        if let Some(taken) = record.devices.iter().find(|line| ours(line.ifindex)) {
+            return Err(Error::DeviceTaken {
+                device: taken.name.clone(),
+                name: record.name.clone(),
+                cgroup: record.directory.clone(),
+            });
+        }
     }
     Ok(())
 }

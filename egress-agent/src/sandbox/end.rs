@@ -7,5 +7,5 @@ use std::path::Path;
 /// ends.
 pub fn detach(directories: &Directories, cgroup: &Path) -> Result<(), Error> {
     let record = Record::of(directories, Some(cgroup))?;
-    take_down(directories, &record)
+    take_down(directories, &record, None)
 }

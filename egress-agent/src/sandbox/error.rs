@@ -111,6 +111,27 @@ pub enum Error {
         /// Its cgroup.
         other: PathBuf,
     },
+    /// A device has one verdict.
+    #[error("{device} is the device of the sandbox {name} ({}) already, whose policy it enforces: give this one a network namespace of its own, or detach that one: `egressd detach --cgroup {}`", cgroup.display(), cgroup.display())]
+    DeviceTaken {
+        /// Host side of the device.
+        device: String,
+        /// The sandbox that has it.
+        name: String,
+        /// Its cgroup.
+        cgroup: PathBuf,
+    },
+    /// What a device may send from is taken at attach, and there was nothing to take.
+    #[error("the sandbox had no address when it was attached; attach it after its network is set up")]
+    NoSources,
+    /// Filters belong to a device, and a device to a network namespace.
+    #[error(
+        "the devices of {name} are in another network namespace: run this where it was attached, e.g. `nsenter --net=/run/netns/NAME egressd status`"
+    )]
+    HostNetns {
+        /// The sandbox.
+        name: String,
+    },
     /// No sandbox has this cgroup.
     #[error("no sandbox of {} is in force; `egressd status` lists those that are", cgroup.display())]
     NotAttached {
@@ -187,6 +208,7 @@ impl Error {
             | Self::Cgroup(_)
             | Self::NoCgroup
             | Self::Nested { .. }
+            | Self::DeviceTaken { .. }
             | Self::NotAttached { .. }
             | Self::Ambiguous { .. } => 2,
             _ => 3,

@@ -4,6 +4,7 @@ use super::{
     Directories,
     apply::apply,
     attach::{end_of_pins, refuse_transient_mounts, rule_lines},
+    devices::Devices,
     error::Error,
     level::Reached,
     plan::Plan,
@@ -17,9 +18,12 @@ use crate::{
         addresses,
         attach::{Hooked, disown},
         bpffs::PinRoot,
-        load::Programs,
+        detach::{detach_link, pinned_links},
+        device::DeviceWatch,
+        netns::Netns,
         state_dir::StateDir,
         tables::Tables,
+        tc::{self, Held},
     },
     dns,
     observe::{EventSink, Events, event::Kind, sink::QUEUE},
@@ -33,14 +37,14 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 /// What the kernel holds for us. Closing our descriptors changes nothing while the pins are there.
 pub(super) struct Kernel {
-    pub(super) _programs: Programs,
+    pub(super) devices: Arc<Mutex<Devices>>,
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
     pub(super) identity: Identity,
@@ -56,9 +60,12 @@ pub struct Sandbox {
     scene: Arc<Scene>,
     server: Option<dns::Server>,
     reporter: Option<Reporter>,
-    _watch: Option<addresses::Watch>,
+    _addresses: Option<addresses::Watch>,
+    device_watch: Option<DeviceWatch>,
     sink: EventSink,
-    record: Record,
+    name: String,
+    /// Its devices and level change on the thread that follows them.
+    record: Arc<Mutex<Record>>,
     plan: Plan,
     ids: RuleIds,
     directories: Directories,
@@ -68,8 +75,8 @@ pub struct Sandbox {
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sandbox")
-            .field("name", &self.record.name)
-            .field("cgroup", &self.record.directory)
+            .field("name", &self.name)
+            .field("cgroup", &self.record().directory)
             .finish_non_exhaustive()
     }
 }
@@ -90,35 +97,57 @@ impl Sandbox {
         scene: Arc<Scene>,
         server: Option<dns::Server>,
         reporter: Reporter,
-        watch: Option<addresses::Watch>,
+        (addresses, device_watch): (Option<addresses::Watch>, Option<DeviceWatch>),
         sink: EventSink,
-        record: Record,
+        record: Arc<Mutex<Record>>,
         plan: Plan,
         ids: RuleIds,
         directories: Directories,
     ) -> Self {
-        let reporter = Some(reporter);
-        Self { kernel, scene, server, reporter, _watch: watch, sink, record, plan, ids, directories, stays: false }
+        let name = plan.name.clone();
+        Self {
+            kernel,
+            scene,
+            server,
+            reporter: Some(reporter),
+            _addresses: addresses,
+            device_watch,
+            sink,
+            name,
+            record,
+            plan,
+            ids,
+            directories,
+            stays: false,
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.kernel.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its name, unique on the host.
     pub fn name(&self) -> &str {
-        &self.record.name
+        &self.name
     }
 
-    /// What is promised.
+    /// What is promised now: devices may come later.
     pub fn level(&self) -> Reached {
-        self.record.level.clone()
+        self.record().level.clone()
     }
 
     /// Host side of its device, where one was found or given.
-    pub fn device(&self) -> Option<&str> {
-        self.record.devices.first().map(String::as_str)
+    pub fn device(&self) -> Option<String> {
+        self.record().devices.first().map(|device| device.name.clone())
     }
 
     /// Its network namespace, for whoever starts processes in it; `None` = egressd's own.
     pub fn netns(&self) -> Result<Option<OwnedFd>, Error> {
-        if !self.record.own_netns {
+        if !self.plan.facts.own_netns {
             return Ok(None);
         }
         Ok(Some(self.plan.netns.as_fd().try_clone_to_owned().map_err(Error::Descriptor)?))
@@ -126,12 +155,13 @@ impl Sandbox {
 
     /// The number of the policy in force, from 1.
     pub fn generation(&self) -> u64 {
-        self.record.generation
+        self.record().generation
     }
 
     /// Names of the hooks in place.
-    pub fn hooks(&self) -> impl Iterator<Item = &str> {
-        self.kernel.hooks.iter().map(|hook| hook.name.as_str())
+    pub fn hooks(&self) -> impl Iterator<Item = String> {
+        let devices: Vec<String> = self.devices().hooks().collect();
+        self.kernel.hooks.iter().map(|hook| hook.name.clone()).chain(devices)
     }
 
     /// Events from now on; they end with the sandbox, after what the kernel reported last.
@@ -145,7 +175,7 @@ impl Sandbox {
     /// denies that are gone, then what is new.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
         if self.was_detached() {
-            return Err(Error::NotAttached { cgroup: self.record.directory.clone() });
+            return Err(Error::NotAttached { cgroup: self.record().directory.clone() });
         }
         let plan = self.plan.with(&policy)?;
         if plan.listens && self.server.is_none() {
@@ -156,7 +186,7 @@ impl Sandbox {
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
         let image = compile(&policy, &facts, super::SLOT, &mut ids, plan.limits)?;
-        let generation = self.record.generation + 1;
+        let generation = self.generation() + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
         {
             let mut in_force = self.scene.permits.in_force();
@@ -189,10 +219,11 @@ impl Sandbox {
         if plan.listens {
             self.plan = plan;
         }
-        self.record.generation = generation;
-        self.record.policy = text;
-        self.record.rules = rule_lines(&self.scene.permits.in_force().image);
-        self.record.write(&self.directories)?;
+        let rules = rule_lines(&self.scene.permits.in_force().image);
+        let mut record = self.record();
+        (record.generation, record.policy, record.rules) = (generation, text, rules);
+        record.write(&self.directories)?;
+        drop(record);
         let mut subject = self.scene.subject.lock().unwrap_or_else(PoisonError::into_inner);
         subject.generation = generation;
         subject.policy = name;
@@ -222,25 +253,29 @@ impl Sandbox {
     pub fn pin(&mut self) -> Result<(), Error> {
         refuse_transient_mounts()?;
         self.stays = true;
-        self.record.agent_pid = None;
-        self.record.agent_start = None;
-        self.record.write(&self.directories)
+        self.leave()
+    }
+
+    /// Writes down that nobody serves the sandbox any more.
+    fn leave(&self) -> Result<(), Error> {
+        let mut record = self.record();
+        (record.agent_pid, record.agent_start) = (None, None);
+        record.write(&self.directories)
     }
 
     /// Detaches if the cgroup is empty, leaves it closed otherwise.
     pub fn release(mut self) -> Result<Released, Error> {
         let mount = CgroupMount::find()?;
-        let populated = match Cgroup::open(&mount, &self.record.directory) {
-            Ok(cgroup) if cgroup.id() == self.record.cgroup_id => cgroup.populated()?,
+        let (directory, cgroup_id) = (self.record().directory.clone(), self.kernel.cgroup_id);
+        let populated = match Cgroup::open(&mount, &directory) {
+            Ok(cgroup) if cgroup.id() == cgroup_id => cgroup.populated()?,
             // Removed: nothing can be in it any more.
             _ => false,
         };
         // A record of what somebody else took down would keep the cgroup from being attached again.
         if populated && !self.was_detached() {
             self.stays = true;
-            self.record.agent_pid = None;
-            self.record.agent_start = None;
-            self.record.write(&self.directories)?;
+            self.leave()?;
             return Ok(Released::Enforced);
         }
         self.end()?;
@@ -254,9 +289,7 @@ impl Sandbox {
 
     /// True once somebody else detached the sandbox, also where another one is attached to its cgroup by now.
     pub fn was_detached(&self) -> bool {
-        let replaced = Record::read(&self.directories, &self.record.name)
-            .is_ok_and(|found| found.is_some_and(|found| found.nonce != self.record.nonce));
-        replaced || !self.directories.pin.join(&self.record.name).exists()
+        self.record().is_taken_down(&self.directories)
     }
 
     fn end(&mut self) -> Result<(), Error> {
@@ -264,8 +297,11 @@ impl Sandbox {
         // Reads what the kernel reported last, so that no count is lost.
         drop(self.server.take());
         drop(self.reporter.take());
+        // Its thread takes the lock that is taken below.
+        drop(self.device_watch.take());
         self.sink.emit(&about(Kind::Detach, &self.scene.subject()));
-        take_down(&self.directories, &self.record)
+        let record = self.record().clone();
+        take_down(&self.directories, &record, Some(self.devices().host.try_clone()?))
     }
 }
 
@@ -275,14 +311,16 @@ impl Drop for Sandbox {
             return;
         }
         if let Err(error) = self.end() {
-            tracing::error!(%error, sandbox = self.record.name, "not detached; it stays closed until `egressd detach`");
+            tracing::error!(%error, sandbox = self.name, "not detached; it stays closed until `egressd detach`");
         }
     }
 }
 
 /// Removes everything of a sandbox: closed first, open at the very end. Done as well when somebody else did it, and then
 /// nothing of a sandbox that took its name since is touched.
-pub(super) fn take_down(directories: &Directories, record: &Record) -> Result<(), Error> {
+///
+/// `host` is the network namespace in which its devices are, where the caller has it.
+pub(super) fn take_down(directories: &Directories, record: &Record, host: Option<Netns>) -> Result<(), Error> {
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
     let root = PinRoot::open(&directories.pin, &turn)?;
@@ -295,6 +333,9 @@ pub(super) fn take_down(directories: &Directories, record: &Record) -> Result<()
     if tables.sandbox(super::SLOT)?.nonce != record.nonce {
         return Ok(());
     }
+    let filtered: Vec<_> = record.devices.iter().filter(|device| device.held == Held::Clsact).collect();
+    // Asked for before anything is taken off: filters are not found from everywhere.
+    let host = if filtered.is_empty() { None } else { Some(host.map_or_else(|| record.find_host_netns(), Ok)?) };
     // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
     // another one has its path.
     if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
@@ -304,8 +345,13 @@ pub(super) fn take_down(directories: &Directories, record: &Record) -> Result<()
         tables.remove_listener(ListenerKey { netns_cookie, port, reserved: 0 })?;
     }
     let links = pins.join("links");
-    for (name, _link) in crate::datapath::detach::pinned_links(&links)? {
-        crate::datapath::detach::detach_link(&links.join(name))?;
+    for link in pinned_links(&links)? {
+        detach_link(&links.join(link.name))?;
+    }
+    if let Some(host) = host {
+        for device in filtered {
+            host.enter(|| tc::remove_filters(device.ifindex, record.nonce, device.made_clsact))??;
+        }
     }
     root.remove_owner_dir(&record.name)?;
     Record::remove(directories, &record.name)?;

@@ -4,6 +4,7 @@ mod apply;
 mod attach;
 mod build;
 mod claim;
+mod devices;
 mod directories;
 mod end;
 mod error;

@@ -5,6 +5,7 @@ use crate::{
     datapath::{
         bpffs,
         load::{Capacity, Programs},
+        tc,
     },
 };
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
@@ -56,7 +57,7 @@ impl Serialize for Need {
 
 /// Looks at this host.
 pub fn probe() -> Vec<Need> {
-    vec![cgroup2(), programs(), tcx(), mounts(), resolver_sockets()]
+    vec![cgroup2(), programs(), device(), mounts(), resolver_sockets()]
 }
 
 fn cgroup2() -> Need {
@@ -91,24 +92,22 @@ fn programs() -> Need {
     }
 }
 
-fn tcx() -> Need {
-    let release = nix::sys::utsname::uname().ok().and_then(|uname| version(&uname.release().to_string_lossy()));
+/// What stands on a device is found by trying, at attach too.
+fn device() -> Need {
+    let (hook, present) = match tc::has_tcx() {
+        Ok(true) => ("tcx on the host side of the device", Present::Yes),
+        // Older than anything else that is needed here.
+        Ok(false) => ("clsact on the host side of the device, in place of tcx", Present::Yes),
+        Err(error) => ("tcx or clsact on the host side of the device", Present::Unknown(error.to_string())),
+    };
     Need {
-        hook: "tcx on the host side of the device",
-        kernel: "6.6",
+        hook,
+        kernel: "6.6, 4.5",
         contains: "L2: packet sockets, AF_XDP, tunnels and nested namespaces of a sandbox with its own network namespace",
-        present: match release {
-            Some(release) if release >= (6, 6) => Present::Yes,
-            Some(_) => Present::No,
-            None => Present::Unknown("the kernel's release is not in the form MAJOR.MINOR".to_owned()),
-        },
-        fix: "boot Linux 6.6 or newer for L2; L1 holds without".to_owned(),
+        present,
+        fix: "run as root; boot a kernel with CONFIG_NET_XGRESS, or with CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
+            .to_owned(),
     }
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|byte: char| !byte.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn mounts() -> Need {
@@ -137,18 +136,5 @@ fn resolver_sockets() -> Need {
         contains: "names asked past egressd's resolver (nss-resolve, nscd, avahi)",
         present: if found.is_empty() { Present::Yes } else { Present::No },
         fix: format!("hide {} from the sandbox, or leave `resolve` out of nsswitch.conf", found.join(", ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernel_releases_of_all_shapes_are_read() {
-        assert_eq!(version("6.18.44-fc-v445"), Some((6, 18)));
-        assert_eq!(version("5.15"), Some((5, 15)));
-        assert_eq!(version("6.1.0-56-cloud-amd64"), Some((6, 1)));
-        assert_eq!(version("linux"), None);
     }
 }

@@ -34,6 +34,8 @@ use std::{
 pub(super) struct Plan {
     pub(super) name: String,
     pub(super) netns: Arc<Netns>,
+    /// Cookie of egressd's own.
+    pub(super) host_netns: u64,
     pub(super) facts: Facts,
     pub(super) limits: Limits,
     pub(super) capacity: Capacity,
@@ -97,6 +99,7 @@ impl Plan {
         Ok(Self {
             name: name(policy, cgroup),
             netns: Arc::new(netns),
+            host_netns: here.cookie()?,
             facts,
             limits,
             capacity,
@@ -166,17 +169,17 @@ impl Plan {
         Ok(Some(addresses::Watch::start(&self.netns, changed)?))
     }
 
-    pub(super) fn level(&self, privileged: bool) -> Reached {
+    pub(super) fn level(&self, privileged: bool, found: &Found) -> Reached {
         let mut missing = Vec::new();
         if privileged && !self.facts.own_netns {
             missing.push("its processes run as uid 0 in the host's namespaces: run them as another user".to_owned());
             return Reached { level: None, text: "none".to_owned(), missing };
         }
-        for uncovered in &self.found.uncovered {
+        for uncovered in &found.uncovered {
             missing
                 .push(format!("for L2: device {} ({}) leads past the enforced ones", uncovered.name, uncovered.kind));
         }
-        if self.found.devices.is_empty() {
+        if found.devices.is_empty() {
             missing
                 .push("for L2: a network namespace of its own with a veth whose host side is in egressd's".to_owned());
         }

@@ -2,6 +2,8 @@
 //! nothing; what is enforced is what the maps hold.
 
 use super::{Directories, error::Error, level::Reached};
+use crate::datapath::{netns::Netns, tc::Held};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -31,7 +33,9 @@ pub(super) struct Record {
     /// Rules in force: reference and policy line.
     pub(super) rules: Vec<RuleLine>,
     /// Devices under enforcement.
-    pub(super) devices: Vec<String>,
+    pub(super) devices: Vec<DeviceLine>,
+    /// Cookie of the network namespace in which they are.
+    pub(super) host_netns: u64,
     /// What is promised.
     pub(super) level: Reached,
     /// The process that serves it.
@@ -42,6 +46,16 @@ pub(super) struct Record {
     pub(super) listener: Option<(u64, u32)>,
     /// True in a network namespace of its own.
     pub(super) own_netns: bool,
+}
+
+/// A device under enforcement.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct DeviceLine {
+    pub(super) name: String,
+    pub(super) ifindex: u32,
+    pub(super) held: Held,
+    /// Its clsact hooks were made for us, and go with our filters.
+    pub(super) made_clsact: bool,
 }
 
 /// A rule's reference and text.
@@ -131,6 +145,25 @@ impl Record {
                 || record.cgroup.strip_prefix("/").is_ok_and(|bare| bare == asked)
         };
         all.into_iter().find(same).ok_or_else(|| Error::NotAttached { cgroup: asked.to_owned() })
+    }
+
+    /// True once somebody detached the sandbox, also where another one is attached to its cgroup by now.
+    pub(super) fn is_taken_down(&self, directories: &Directories) -> bool {
+        let found = Self::read(directories, &self.name);
+        let replaced = found.is_ok_and(|found| found.is_some_and(|found| found.nonce != self.nonce));
+        replaced || !directories.pin.join(&self.name).exists()
+    }
+
+    /// The network namespace in which its devices are, if one of those at hand is it: the caller's, PID 1's, or that of the
+    /// process that serves the sandbox.
+    pub(super) fn find_host_netns(&self) -> Result<Netns, Error> {
+        let agent = self.agent_pid.filter(|_| self.agent_is_alive()).and_then(|pid| i32::try_from(pid).ok());
+        let pids = std::iter::once(1).chain(agent).map(|pid| Netns::from_pid(Pid::from_raw(pid)));
+        std::iter::once(Netns::current())
+            .chain(pids)
+            .flatten()
+            .find(|netns| netns.cookie().is_ok_and(|cookie| cookie == self.host_netns))
+            .ok_or_else(|| Error::HostNetns { name: self.name.clone() })
     }
 
     /// True while the process that serves the sandbox lives.

@@ -1,14 +1,27 @@
 //! `egressd status`: the kernel's state, with names from the records.
 
-use super::{Directories, SLOT, error::Error, level::Reached, record::Record};
+use super::{
+    Directories, SLOT,
+    error::Error,
+    level::{Level, Reached},
+    record::Record,
+};
 use crate::{
-    datapath::{attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, state_dir::StateDir, tables::Tables},
+    datapath::{
+        attach::CGROUP_HOOKS,
+        bpffs::PinRoot,
+        detach::pinned_links,
+        state_dir::StateDir,
+        tables::Tables,
+        tc::{self, Held},
+    },
     observe::{counters::Totals, sink::FILE_NAME},
     policy::{Mode, Policy},
 };
 use egress_common::names::map;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -90,10 +103,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
     if let Some(pins) = &pins {
         let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
         owned = tables.sandbox(SLOT)?.nonce == record.nonce;
-        let links = pinned_links(&pins.join("links"))?;
-        for (hook, attached) in links {
-            hooks.push(HookStatus { hook, attached });
-        }
+        hooks = hooks_of(&record, &pins.join("links"))?;
         let permits = u64::try_from(tables.permits(SLOT)?.len()).unwrap_or(u64::MAX);
         maps.push(MapUse {
             map: map::PERMITS.to_owned(),
@@ -105,20 +115,68 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
     // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.
     let there = std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id);
     let complete = CGROUP_HOOKS.iter().all(|hook| hooks.iter().any(|found| found.hook == hook.name && found.attached));
+    let devices: Vec<_> = record.devices.iter().map(|device| device.name.clone()).collect();
     Ok(Status {
         in_force: there && complete && owned && hooks.iter().all(|hook| hook.attached),
         agent_pid: record.agent_pid.filter(|_| record.agent_is_alive()),
         policy: policy.name.clone(),
         mode: if policy.mode == Mode::Observe { "observe" } else { "enforce" }.to_owned(),
         cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
-        device: (!record.devices.is_empty()).then(|| record.devices.join(",")),
+        device: (!record.devices.is_empty()).then(|| devices.join(",")),
         generation: record.generation,
-        level: record.level,
+        level: level(&record),
         sandbox: record.name,
         hooks,
         maps,
         counters,
     })
+}
+
+/// What the kernel has attached. A program of a device counts where nothing is asked before it.
+fn hooks_of(record: &Record, links: &Path) -> Result<Vec<HookStatus>, Error> {
+    let mut hooks = Vec::new();
+    let mut firsts = BTreeMap::new();
+    let host = if record.devices.is_empty() { None } else { record.find_host_netns().ok() };
+    for device in &record.devices {
+        // From elsewhere a link shows that it is there, not what stands before it; a filter shows nothing.
+        let hooked =
+            |at: usize, attached| HookStatus { hook: tc::name(tc::DEVICE_HOOKS[at].0, device.ifindex), attached };
+        match (device.held, &host) {
+            (Held::Tcx, Some(host)) => {
+                let [egress, ingress] = host.enter(|| tc::first_programs(device.ifindex))?.unwrap_or_default();
+                firsts.insert(tc::name("device_egress", device.ifindex), egress);
+                firsts.insert(tc::name("device_ingress", device.ifindex), ingress);
+            }
+            (Held::Tcx, None) => {}
+            (Held::Clsact, host) => {
+                let own = match host {
+                    Some(host) => host.enter(|| tc::own_filters(device.ifindex, record.nonce))??,
+                    None => [None; 2],
+                };
+                hooks.extend(own.iter().enumerate().map(|(at, first)| hooked(at, *first == Some(true))));
+            }
+        }
+    }
+    for link in pinned_links(links)? {
+        let first = firsts.get(&link.name);
+        let attached = link.target.is_some_and(|target| first.is_none_or(|first| *first == Some(target.program)));
+        hooks.push(HookStatus { hook: link.name, attached });
+    }
+    Ok(hooks)
+}
+
+/// What is promised now: where nobody serves the sandbox, nobody follows its devices either.
+fn level(record: &Record) -> Reached {
+    let mut level = record.level.clone();
+    if record.own_netns && !record.agent_is_alive() {
+        level.missing.push(
+            "no process follows its devices, and one that comes later is not judged: attach without --pin".to_owned(),
+        );
+        if level.level >= Some(Level::L2) {
+            level.text = format!("{}, minus devices that come later", level.text);
+        }
+    }
+    level
 }
 
 /// The event files of one sandbox, or of all.

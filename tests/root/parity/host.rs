@@ -24,6 +24,11 @@ impl<'a> Host<'a> {
         Self { world, now_ns: now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64 }
     }
 
+    /// The moment, as the kernel half reads it.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     /// The egress hook's verdict on a frame, whose network header it sees.
     pub fn judge_packet(&self, frame: &[u8], on_loopback: bool) -> Reason {
         let path = if on_loopback { Path::Loopback } else { Path::Wire };

@@ -4,6 +4,7 @@ use egress_agent::datapath::probe::{NONCE, SLOT};
 use egress_common::{
     addr::Addr,
     destination::{PortRange, Protocols},
+    packet::{FlowKey, protocol},
     permit::{GRANTS, Grant, NEVER_NS, Network, NetworkKey, Permit, PermitKey, RANGES, Rule, RuleRef, rule_flags},
     sandbox::{Sandbox, flags},
     verdict::ListenerKey,
@@ -11,7 +12,7 @@ use egress_common::{
 use proptest::{collection::vec, prelude::*, sample::select};
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 /// Rules of a world.
@@ -171,6 +172,24 @@ fn sandbox() -> impl Strategy<Value = Sandbox> {
         loopback,
         own,
     })
+}
+
+/// An address that the sandbox may send from.
+pub fn source(ip: &str) -> PermitKey {
+    key(SLOT, ip.parse().expect("an address"))
+}
+
+/// A flow of UDP as the sandbox sends it.
+pub fn flow(local: &str, remote: &str) -> FlowKey {
+    let [local, remote] = [local, remote].map(|text| text.parse::<SocketAddr>().expect("address and port"));
+    FlowKey {
+        slot: SLOT,
+        local: Addr::from(local.ip()),
+        remote: Addr::from(remote.ip()),
+        local_port: local.port(),
+        remote_port: remote.port(),
+        protocol: protocol::UDP.into(),
+    }
 }
 
 /// A random world.

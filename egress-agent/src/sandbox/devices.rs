@@ -1,0 +1,255 @@
+//! The devices of a living sandbox: those that its namespace has now and those that come later are put under the verdict, for
+//! as long as a process serves it.
+
+use super::{
+    Directories,
+    error::Error,
+    level::{Level, Reached},
+    plan::Plan,
+    record::{DeviceLine, Record},
+};
+use crate::{
+    cgroup::{Cgroup, CgroupMount},
+    datapath::{
+        device::{self, Device, DeviceError, DeviceWatch, Found, Uncovered},
+        load::Programs,
+        netns::Netns,
+        state_dir::StateDir,
+        tables::Tables,
+        tc::{self, Held, Placed},
+    },
+};
+use egress_common::sandbox::Identity;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The programs, and the devices that they are on.
+pub(super) struct Devices {
+    programs: Programs,
+    tables: Arc<Tables>,
+    identity: Identity,
+    links: PathBuf,
+    /// Where the devices are: egressd's own namespace.
+    pub(super) host: Netns,
+    /// False where a test leaves tcx out.
+    tcx: bool,
+    /// Addresses that a device may send from were there to be taken.
+    has_sources: bool,
+    placed: BTreeMap<u32, (String, Placed)>,
+    stays: bool,
+}
+
+impl Devices {
+    /// Nothing is on a device yet. The addresses that devices may send from are those of the sandbox now, for good: later ones
+    /// may be of its own making.
+    pub(super) fn new(
+        programs: Programs,
+        tables: &Arc<Tables>,
+        identity: Identity,
+        links: PathBuf,
+        plan: &Plan,
+        tcx: bool,
+    ) -> Result<Self, Error> {
+        let host = Netns::current()?;
+        let mut has_sources = false;
+        if plan.facts.own_netns || !plan.found.devices.is_empty() {
+            for source in device::source_addresses(&plan.netns)? {
+                tables.set_source(identity.slot, source.into())?;
+                has_sources = true;
+            }
+        }
+        let (tables, placed) = (Arc::clone(tables), BTreeMap::new());
+        Ok(Self { programs, tables, identity, links, host, tcx, has_sources, placed, stays: false })
+    }
+
+    /// From here on, dropping it takes nothing off.
+    pub(super) fn stay(&mut self) {
+        self.stays = true;
+    }
+
+    /// Names of the programs in place.
+    pub(super) fn hooks(&self) -> impl Iterator<Item = String> {
+        self.placed.keys().flat_map(|ifindex| tc::DEVICE_HOOKS.map(|(hook, _)| tc::name(hook, *ifindex)))
+    }
+
+    /// True where nothing is to be done for what was found.
+    fn is_settled(&self, found: &Found) -> bool {
+        self.placed.keys().all(|ifindex| self.is_in_place(*ifindex).is_ok_and(|in_place| in_place))
+            && found.devices.iter().all(|device| self.placed.contains_key(&device.ifindex))
+    }
+
+    /// What the record says of them.
+    pub(super) fn lines(&self) -> Vec<DeviceLine> {
+        let line = |(ifindex, (name, placed)): (&u32, &(String, Placed))| DeviceLine {
+            name: name.clone(),
+            ifindex: *ifindex,
+            held: placed.held,
+            made_clsact: placed.made_clsact,
+        };
+        self.placed.iter().map(line).collect()
+    }
+
+    /// Puts what was found under the verdict and forgets what is gone. What could not be put there comes back, with the reason.
+    ///
+    /// A device stays while the host has it, wherever its other end went: root inside may move that to a namespace below its
+    /// own.
+    pub(super) fn settle(&mut self, found: &Found) -> Vec<(Device, Error)> {
+        let mut failed = Vec::new();
+        for ifindex in self.placed.keys().copied().collect::<Vec<_>>() {
+            match self.is_in_place(ifindex) {
+                Ok(true) => {}
+                Ok(false) => self.forget(ifindex),
+                Err(error) => {
+                    tracing::error!(%error, ifindex, "a device cannot be looked at; it is taken to be as it was")
+                }
+            }
+        }
+        for device in &found.devices {
+            if self.placed.contains_key(&device.ifindex) {
+                continue;
+            }
+            if let Err(error) = self.place(device) {
+                failed.push((device.clone(), error));
+            }
+        }
+        failed
+    }
+
+    fn place(&mut self, device: &Device) -> Result<(), Error> {
+        if !self.has_sources {
+            // Whatever it sent would be of no known source.
+            return Err(Error::NoSources);
+        }
+        self.programs.load_device_programs()?;
+        self.tables.set_device(device.ifindex, self.identity)?;
+        let placed = tc::attach(&mut self.programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
+        self.placed.insert(device.ifindex, (device.name.clone(), placed));
+        Ok(())
+    }
+
+    fn is_in_place(&self, ifindex: u32) -> Result<bool, Error> {
+        let Some((_, placed)) = self.placed.get(&ifindex) else { return Ok(false) };
+        Ok(match placed.held {
+            Held::Tcx => tc::links_are_attached(ifindex, &self.links)?,
+            Held::Clsact => {
+                self.host.enter(|| tc::own_filters(ifindex, self.identity.nonce))??.iter().all(Option::is_some)
+            }
+        })
+    }
+
+    /// Takes off what is left on a device that was removed, or that somebody took our programs from.
+    fn forget(&mut self, ifindex: u32) {
+        let Some((name, placed)) = self.placed.remove(&ifindex) else { return };
+        tc::unpin(ifindex, &self.links);
+        if placed.held == Held::Clsact {
+            let removed = self.host.enter(|| tc::remove_filters(ifindex, self.identity.nonce, placed.made_clsact));
+            if let Err(error) = removed.map_err(Error::from).and_then(|done| Ok(done?)) {
+                tracing::warn!(%error, device = name, "a filter of a device that went away stays");
+            }
+        }
+        if let Err(error) = self.tables.remove_device(ifindex) {
+            tracing::warn!(%error, device = name, "a device that went away stays in the map");
+        }
+    }
+}
+
+/// An attach that came to nothing takes back what no pin's removal takes off.
+impl Drop for Devices {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.placed.keys().copied().collect::<Vec<_>>().into_iter().for_each(|ifindex| self.forget(ifindex));
+        }
+    }
+}
+
+/// What follows the devices of a sandbox, on the thread of a [`DeviceWatch`].
+pub(super) struct Following {
+    pub(super) devices: Arc<Mutex<Devices>>,
+    pub(super) record: Arc<Mutex<Record>>,
+    pub(super) plan: Plan,
+    pub(super) privileged: bool,
+    pub(super) directories: Directories,
+    pub(super) last: Option<Found>,
+}
+
+impl Following {
+    /// Starts to follow; the caller holds the lock of the state directory. `None` where egressd's namespace is the sandbox's.
+    pub(super) fn start(mut self) -> Result<Option<DeviceWatch>, Error> {
+        if !self.plan.facts.own_netns {
+            return Ok(None);
+        }
+        let sandbox = self.plan.netns.try_clone()?;
+        let mut callers_turn = true;
+        let changed = move |found: Result<Found, DeviceError>| {
+            let taken = match &found {
+                Ok(found) if self.is_old(found) => return,
+                _ if std::mem::take(&mut callers_turn) => self.take(found),
+                _ => self.take_in_turn(found),
+            };
+            if let Err(error) = taken {
+                tracing::error!(%error, "the devices of the sandbox are not as they should be");
+            }
+        };
+        Ok(Some(DeviceWatch::start(&sandbox, changed)?))
+    }
+
+    /// True where what was found is what was there before. It is remembered.
+    fn is_old(&mut self, found: &Found) -> bool {
+        let same = self.last.as_ref() == Some(found);
+        self.last = Some(found.clone());
+        same && self.devices.lock().unwrap_or_else(PoisonError::into_inner).is_settled(found)
+    }
+
+    /// Whoever takes the sandbox down would miss what is made meanwhile.
+    fn take_in_turn(&self, found: Result<Found, DeviceError>) -> Result<(), Error> {
+        let turn = StateDir::open(&self.directories.state)?.lock()?;
+        if self.record().is_taken_down(&self.directories) {
+            if Record::all(&self.directories)?.is_empty() {
+                turn.remove()?;
+            }
+            return Ok(());
+        }
+        self.take(found)
+    }
+
+    fn take(&self, found: Result<Found, DeviceError>) -> Result<(), Error> {
+        let (lines, level) = match found {
+            Ok(found) => {
+                let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+                let failed = devices.settle(&found);
+                let lines = devices.lines();
+                drop(devices);
+                (lines, self.level(found, failed)?)
+            }
+            Err(error) => {
+                let missing = vec![format!("for L2: its devices cannot be followed: {error}")];
+                let lines = self.record().devices.clone();
+                (lines, Reached { level: Some(Level::L1), text: Level::L1.to_string(), missing })
+            }
+        };
+        let mut record = self.record();
+        if record.devices == lines && record.level == level {
+            return Ok(());
+        }
+        (record.devices, record.level) = (lines, level);
+        record.write(&self.directories)
+    }
+
+    fn level(&self, mut found: Found, failed: Vec<(Device, Error)>) -> Result<Reached, Error> {
+        for (device, error) in failed {
+            tracing::warn!(%error, device = device.name, "a device is not enforced");
+            found.devices.retain(|other| other.ifindex != device.ifindex);
+            found.uncovered.push(Uncovered { name: device.name, kind: format!("not enforced: {error}") });
+        }
+        let level = self.plan.level(self.privileged, &found);
+        let directory = self.record().directory.clone();
+        level.with_processes(&Cgroup::open(&CgroupMount::find()?, &directory)?, found.devices.is_empty(), false)
+    }
+
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
