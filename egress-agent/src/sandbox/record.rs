@@ -2,7 +2,10 @@
 //! nothing; what is enforced is what the maps hold.
 
 use super::{Directories, error::Error, level::Reached};
-use crate::datapath::{netns::Netns, tc::Held};
+use crate::{
+    compile::RuleText,
+    datapath::{netns::Netns, tc::Held},
+};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -63,7 +66,7 @@ pub(super) struct DeviceLine {
 pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
-    pub(super) text: String,
+    pub(super) text: RuleText,
 }
 
 impl Record {
@@ -171,8 +174,8 @@ impl Record {
         self.agent_pid.is_some_and(|pid| start_time(pid).is_some_and(|start| Some(start) == self.agent_start))
     }
 
-    pub(super) fn rule_text(&self, tag: u32) -> Option<&str> {
-        self.rules.iter().find(|line| line.tag == tag).map(|line| line.text.as_str())
+    pub(super) fn rule_text(&self, tag: u32) -> Option<&RuleText> {
+        self.rules.iter().find(|line| line.tag == tag).map(|line| &line.text)
     }
 }
 
