@@ -217,7 +217,8 @@ fn where_there_is_no_tcx_clsact_stands_in() {
     hand.is_open(lab.box_ns(), "eth0", "open");
 
     // Ours must be first, and what was there stays.
-    let foreign = |pref: u8| format!("tc filter add dev box0 ingress pref {pref} protocol all matchall action pass");
+    let foreign =
+        |pref: u8| format!("tc filter add dev box0 ingress pref {pref} protocol all bpf bytecode '1,6 0 0 0,'");
     lab.outer_ns().sh(&format!("tc qdisc add dev box0 clsact && {}", foreign(1))).exits(0);
     let taken = lab.snapshot();
     let refused = attach().unwrap_err();
@@ -231,7 +232,7 @@ fn where_there_is_no_tcx_clsact_stands_in() {
     assert_eq!(taken.diff(&lab.snapshot()), Vec::<String>::new());
 }
 
-/// A program of somebody else's that is asked first may let everything pass: `status` tells.
+/// Two programs on one device could only deny twice.
 #[test]
 fn a_device_has_one_sandbox() {
     let lab = Lab::new();

@@ -161,7 +161,7 @@ fn a_flow_at_a_device_ends_by_itself() {
         let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
         probe.set_device(ifindex, NONCE).expect("a device");
         install(&mut probe, &world).expect("a world in the maps");
-        let mut run = |probe: &mut Probe| probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run");
+        let run = |probe: &mut Probe| probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run");
         let key = policies::flow("192.0.2.1:40000", "198.51.100.7:443");
         let before = Host::new(&world).now_ns();
         assert!(run(&mut probe).passed);
