@@ -16,7 +16,7 @@ pub mod map {
     pub const OWN: &str = "OWN";
     /// Hash, shared by every owner on the host: [`crate::verdict::ListenerKey`] -> nonce of the sandbox that it serves.
     pub const LISTENERS: &str = "LISTENERS";
-    /// Hash: ifindex -> [`crate::sandbox::Identity`].
+    /// Hash: ifindex -> [`crate::sandbox::OnDevice`].
     pub const DEVICES: &str = "DEVICES";
     /// Hash: [`crate::permit::PermitKey`] -> u32, the source addresses that a device may send from.
     pub const SOURCES: &str = "SOURCES";

@@ -18,6 +18,22 @@ pub struct Identity {
     pub nonce: u64,
 }
 
+/// Value of the device table: whose a device is, and how several sandboxes share it.
+///
+/// Each has a program on it that is asked in turn. What one allows it marks; the last one drops what none has marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct OnDevice {
+    /// The sandbox.
+    pub identity: Identity,
+    /// Mark of a frame that one of them allows: random, the same for all on the device; 0 where there is one alone.
+    pub mark: u64,
+    /// 0 for the one that is asked last; the others leave to it what they do not allow.
+    pub place: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// Value of the sandbox table, an array indexed by slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
@@ -36,7 +52,7 @@ pub struct Sandbox {
     pub own: RuleRef,
 }
 
-crate::abi!(Identity = 16, Sandbox = 40);
+crate::abi!(Identity = 16, OnDevice = 32, Sandbox = 40);
 
 impl Sandbox {
     /// Zero, which neither compiler nor verifier can know: what is told apart by constants, the verifier walks apart.

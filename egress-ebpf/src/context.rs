@@ -188,6 +188,27 @@ impl Packet {
         unsafe { (*self.skb).len }
     }
 
+    /// What a program before us on the same hook left in the packet's control block.
+    #[inline(always)]
+    pub(crate) fn mark(self) -> u64 {
+        // SAFETY: as above. Volatile: one word at a time.
+        unsafe {
+            let cb = (&raw const (*self.skb).cb).cast::<u32>();
+            u64::from(cb.read_volatile()) << 32 | u64::from(cb.add(1).read_volatile())
+        }
+    }
+
+    /// Leaves a mark for the programs behind us.
+    #[inline(always)]
+    pub(crate) fn set_mark(self, mark: u64) {
+        // SAFETY: as above; tc programs may write these words.
+        unsafe {
+            let cb = (&raw mut (*self.skb).cb).cast::<u32>();
+            cb.write_volatile((mark >> 32) as u32);
+            cb.add(1).write_volatile(mark as u32);
+        }
+    }
+
     /// True where a VLAN tag travels beside the packet.
     #[inline(always)]
     pub(crate) fn has_vlan(self) -> bool {

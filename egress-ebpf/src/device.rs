@@ -15,7 +15,7 @@ use egress_common::{
     packet::{Flow, ethertype, is_icmp_error},
     permit::PermitKey,
     question::{Asked, Question},
-    sandbox::flags,
+    sandbox::{OnDevice, flags},
     verdict::{Reason, Verdict},
 };
 
@@ -27,10 +27,17 @@ const DROP: i32 = 2;
 #[classifier]
 pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
-    let Some(tenant) = device_tenant(packet) else { return DROP };
+    let Some((tenant, on)) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
     let headers = room.clear();
     let verdict = judge_frame(tenant, packet, headers);
+    if on.mark != 0 {
+        if verdict.allows() {
+            packet.set_mark(on.mark);
+        } else if on.place != 0 || packet.mark() == on.mark {
+            return NEXT;
+        }
+    }
     if verdict.allows() {
         return NEXT;
     }
@@ -49,7 +56,11 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::from(&ctx);
-    let Some(tenant) = device_tenant(packet) else { return DROP };
+    let Some((tenant, on)) = device_tenant(packet) else { return DROP };
+    if on.mark != 0 {
+        // Root inside may send a frame back as it came.
+        packet.set_mark(0);
+    }
     let mut room = Room::new();
     let headers = room.clear();
     if packet.read(ETHERNET_LEN, headers).allows() {
@@ -64,10 +75,10 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn device_tenant(packet: Packet) -> Option<Tenant> {
+fn device_tenant(packet: Packet) -> Option<(Tenant, OnDevice)> {
     // SAFETY: a small value, copied at once; a torn identity names no slot's nonce.
-    let identity = unsafe { DEVICES.get(&packet.ifindex()) }.copied()?;
-    tenant_of(&identity)
+    let on = unsafe { DEVICES.get(&packet.ifindex()) }.copied()?;
+    Some((tenant_of(&on.identity)?, on))
 }
 
 #[inline(always)]

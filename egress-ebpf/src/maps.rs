@@ -21,7 +21,7 @@ use egress_common::{
         Grant, Match, NETWORK_SLOT_BITS, NEVER_NS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by,
     },
     question::{Asked, Question},
-    sandbox::{Identity, Sandbox},
+    sandbox::{Identity, OnDevice, Sandbox},
     verdict::{
         FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant_by, judge_loopback, judge_network, route,
     },
@@ -42,7 +42,7 @@ pub(crate) static OWN: HashMap<PermitKey, u32> = HashMap::with_max_entries(1024,
 #[map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static DEVICES: HashMap<u32, Identity> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+pub(crate) static DEVICES: HashMap<u32, OnDevice> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static SOURCES: HashMap<PermitKey, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 #[map]

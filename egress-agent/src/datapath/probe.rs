@@ -10,7 +10,7 @@ use egress_common::{
     names::map,
     packet::FlowKey,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule},
-    sandbox::{Identity, Sandbox},
+    sandbox::{Identity, OnDevice, Sandbox},
     verdict::{FlowState, ListenerKey, REASONS},
 };
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub struct Probe {
     networks: LpmTrie<MapData, NetworkKey, Network>,
     own: HashMap<MapData, PermitKey, u32>,
     listeners: HashMap<MapData, ListenerKey, u64>,
-    devices: HashMap<MapData, u32, Identity>,
+    devices: HashMap<MapData, u32, OnDevice>,
     sources: HashMap<MapData, PermitKey, u32>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     counters: PerCpuArray<MapData, Counters>,
@@ -137,7 +137,8 @@ impl Probe {
 
     /// Makes a device the sandbox's.
     pub fn set_device(&mut self, ifindex: u32, nonce: u64) -> Result<(), ProbeError> {
-        Ok(self.devices.insert(&ifindex, &Identity { slot: SLOT, reserved: 0, nonce }, 0)?)
+        let identity = Identity { slot: SLOT, reserved: 0, nonce };
+        Ok(self.devices.insert(&ifindex, &OnDevice { identity, ..OnDevice::default() }, 0)?)
     }
 
     /// Puts a flow on record.

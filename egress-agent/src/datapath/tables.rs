@@ -12,7 +12,7 @@ use egress_common::{
     event::{Client, ClientKey, Counters, Denial, DenialKey},
     names::map,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef},
-    sandbox::{Identity, Sandbox},
+    sandbox::{Identity, OnDevice, Sandbox},
     verdict::ListenerKey,
 };
 use std::{
@@ -58,7 +58,7 @@ struct Maps {
     networks: LpmTrie<MapData, NetworkKey, Network>,
     own: HashMap<MapData, PermitKey, u32>,
     listeners: HashMap<MapData, ListenerKey, u64>,
-    devices: HashMap<MapData, u32, Identity>,
+    devices: HashMap<MapData, u32, OnDevice>,
     sources: HashMap<MapData, PermitKey, u32>,
     clients: HashMap<MapData, ClientKey, Client>,
     denials: HashMap<MapData, DenialKey, Denial>,
@@ -212,8 +212,12 @@ impl Tables {
         absent(self.maps().listeners.get(key, 0)).map_err(failed(map::LISTENERS, "read"))
     }
 
-    pub(crate) fn set_device(&self, ifindex: u32, identity: Identity) -> Result<(), TableError> {
-        self.maps().devices.insert(&ifindex, &identity, 0).map_err(failed(map::DEVICES, "write"))
+    pub(crate) fn device(&self, ifindex: u32) -> Result<Option<OnDevice>, TableError> {
+        absent(self.maps().devices.get(&ifindex, 0)).map_err(failed(map::DEVICES, "read"))
+    }
+
+    pub(crate) fn set_device(&self, ifindex: u32, on: OnDevice) -> Result<(), TableError> {
+        self.maps().devices.insert(&ifindex, &on, 0).map_err(failed(map::DEVICES, "write"))
     }
 
     pub(crate) fn remove_device(&self, ifindex: u32) -> Result<(), TableError> {

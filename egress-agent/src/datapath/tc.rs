@@ -182,14 +182,14 @@ pub(crate) fn own_filters(ifindex: u32, nonce: u64) -> Result<[Option<bool>; 2],
     Ok([own(egress)?, own(ingress)?])
 }
 
-/// The program that each side of a device of the calling thread's network namespace asks first by tcx.
-pub(crate) fn first_programs(ifindex: u32) -> Result<[Option<u32>; 2], AttachError> {
-    let first = |side| {
+/// The programs that each side of a device of the calling thread's network namespace asks by tcx, in their order.
+pub(crate) fn programs_on(ifindex: u32) -> Result<[Vec<u32>; 2], AttachError> {
+    let all = |side| -> Result<Vec<u32>, AttachError> {
         let (_, programs) = SchedClassifier::query_tcx(ifindex, side).map_err(filter_error("list", ifindex))?;
-        Ok(programs.first().map(aya::programs::ProgramInfo::id))
+        Ok(programs.iter().map(aya::programs::ProgramInfo::id).collect())
     };
     let [(_, egress), (_, ingress)] = DEVICE_HOOKS;
-    Ok([first(egress)?, first(ingress)?])
+    Ok([all(egress)?, all(ingress)?])
 }
 
 /// Whether the kernel has tcx, as lo shows it.

@@ -13,6 +13,7 @@ use super::{
     plan::{Plan, answers},
     record::{Record, RuleLine, start_time},
     reporter::{Reporter, Scene, about},
+    sharing,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -162,7 +163,6 @@ impl Builder {
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
         refuse_nesting(&self.directories, cgroup)?;
-        refuse_sharing(&self.directories, &plan)?;
         let root = match PinRoot::open(&self.directories.pin, &turn) {
             Ok(root) => root,
             Err(error) => {
@@ -253,7 +253,7 @@ impl Builder {
 
         let hooks =
             attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
-        let mut devices = Devices::new(programs, &tables, identity, pins.links, &plan, self.tcx)?;
+        let mut devices = Devices::new(programs, &tables, identity, pins.links, &plan, self.tcx, &self.directories)?;
         if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
             return Err(error);
         }
@@ -263,7 +263,7 @@ impl Builder {
             plan.found.devices.is_empty(),
             self.strict,
         )?;
-        self.refuse_below(&record.level)?;
+        self.refuse_below(&sharing::level(&self.directories, &record, record.level.clone())?)?;
         record.write(&self.directories)?;
         let (devices, record) = (Arc::new(Mutex::new(devices)), Arc::new(Mutex::new(record)));
         // Last: its thread waits for the lock that we hold, and whoever drops it waits for the thread.
@@ -306,6 +306,8 @@ impl Builder {
             devices: Vec::new(),
             host_netns: plan.host_netns,
             level: plan.level(self.privileged, &plan.found),
+            // A raw socket is held by the device alone.
+            required: self.require.max(self.raw_sockets.then_some(Level::L2)),
             agent_pid: Some(pid),
             agent_start: start_time(pid),
             listener: listener.map(|key| (key.netns_cookie, key.port)),
@@ -366,21 +368,6 @@ fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<(), Erro
             name: record.name,
             other: record.directory,
         });
-    }
-    Ok(())
-}
-
-/// A device enforces one policy.
-fn refuse_sharing(directories: &Directories, plan: &Plan) -> Result<(), Error> {
-    for record in Record::all(directories)?.into_iter().filter(|record| record.host_netns == plan.host_netns) {
-        let ours = |ifindex| plan.found.devices.iter().any(|device| device.ifindex == ifindex);
-        if let Some(taken) = record.devices.iter().find(|line| ours(line.ifindex)) {
-            return Err(Error::DeviceTaken {
-                device: taken.name.clone(),
-                name: record.name.clone(),
-                cgroup: record.directory.clone(),
-            });
-        }
     }
     Ok(())
 }

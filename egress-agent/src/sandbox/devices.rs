@@ -7,6 +7,7 @@ use super::{
     level::{Level, Reached},
     plan::Plan,
     record::{DeviceLine, Record},
+    sharing::Place,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -34,6 +35,9 @@ pub(super) struct Devices {
     links: PathBuf,
     /// Where the devices are: egressd's own namespace.
     pub(super) host: Netns,
+    host_netns: u64,
+    name: String,
+    directories: Directories,
     /// False where a test leaves tcx out.
     tcx: bool,
     /// Addresses that a device may send from were there to be taken.
@@ -52,6 +56,7 @@ impl Devices {
         links: PathBuf,
         plan: &Plan,
         tcx: bool,
+        directories: &Directories,
     ) -> Result<Self, Error> {
         let host = Netns::current()?;
         let mut has_sources = false;
@@ -61,8 +66,20 @@ impl Devices {
                 has_sources = true;
             }
         }
-        let (tables, placed) = (Arc::clone(tables), BTreeMap::new());
-        Ok(Self { programs, tables, identity, links, host, tcx, has_sources, placed, stays: false })
+        Ok(Self {
+            programs,
+            tables: Arc::clone(tables),
+            identity,
+            links,
+            host,
+            host_netns: plan.host_netns,
+            name: plan.name.clone(),
+            directories: directories.clone(),
+            tcx,
+            has_sources,
+            placed: BTreeMap::new(),
+            stays: false,
+        })
     }
 
     /// From here on, dropping it takes nothing off.
@@ -92,7 +109,8 @@ impl Devices {
         self.placed.iter().map(line).collect()
     }
 
-    /// Puts what was found under the verdict and forgets what is gone. What could not be put there comes back, with the reason.
+    /// Puts what was found under the verdict and forgets what is gone, while the caller holds the lock of the state directory. What
+    /// could not be put there comes back, with the reason.
     ///
     /// A device stays while the host has it, wherever its other end went: root inside may move that to a namespace below its
     /// own.
@@ -124,7 +142,13 @@ impl Devices {
             return Err(Error::NoSources);
         }
         self.programs.load_device_programs()?;
-        self.tables.set_device(device.ifindex, self.identity)?;
+        let place = Place {
+            directories: &self.directories,
+            host_netns: self.host_netns,
+            ifindex: device.ifindex,
+            name: &self.name,
+        };
+        self.tables.set_device(device.ifindex, place.join(self.identity, self.tcx)?)?;
         let placed = tc::attach(&mut self.programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
         self.placed.insert(device.ifindex, (device.name.clone(), placed));
         Ok(())
@@ -184,9 +208,10 @@ impl Following {
         let sandbox = self.plan.netns.try_clone()?;
         let mut callers_turn = true;
         let changed = move |found: Result<Found, DeviceError>| {
+            let callers = std::mem::take(&mut callers_turn);
             let taken = match &found {
                 Ok(found) if self.is_old(found) => return,
-                _ if std::mem::take(&mut callers_turn) => self.take(found),
+                _ if callers => self.take(found),
                 _ => self.take_in_turn(found),
             };
             if let Err(error) = taken {

@@ -111,8 +111,8 @@ pub enum Error {
         /// Its cgroup.
         other: PathBuf,
     },
-    /// A device has one verdict.
-    #[error("{device} is the device of the sandbox {name} ({}) already, whose policy it enforces: give this one a network namespace of its own, or detach that one: `egressd detach --cgroup {}`", cgroup.display(), cgroup.display())]
+    /// Another sandbox has the device, and cannot share it.
+    #[error("{device} is the device of the sandbox {name} ({}) already, and {why}: give this one a network namespace of its own, or detach that one: `egressd detach --cgroup {}`", cgroup.display(), cgroup.display())]
     DeviceTaken {
         /// Host side of the device.
         device: String,
@@ -120,6 +120,8 @@ pub enum Error {
         name: String,
         /// Its cgroup.
         cgroup: PathBuf,
+        /// Why it is not shared.
+        why: &'static str,
     },
     /// What a device may send from is taken at attach, and there was nothing to take.
     #[error("the sandbox had no address when it was attached; attach it after its network is set up")]

@@ -10,6 +10,7 @@ use super::{
     plan::Plan,
     record::Record,
     reporter::{Reporter, Scene, about},
+    sharing::{self, Place},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -137,7 +138,11 @@ impl Sandbox {
 
     /// What is promised now: devices may come later.
     pub fn level(&self) -> Reached {
-        self.record().level.clone()
+        let record = self.record().clone();
+        sharing::level(&self.directories, &record, record.level.clone()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "who shares the devices is not known");
+            record.level
+        })
     }
 
     /// Host side of its device, where one was found or given.
@@ -343,6 +348,10 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
     }
     if let Some((netns_cookie, port)) = record.listener {
         tables.remove_listener(ListenerKey { netns_cookie, port, reserved: 0 })?;
+    }
+    for device in &record.devices {
+        let (host_netns, name) = (record.host_netns, record.name.as_str());
+        Place { directories, host_netns, ifindex: device.ifindex, name }.leave()?;
     }
     let links = pins.join("links");
     for link in pinned_links(&links)? {

@@ -16,6 +16,7 @@ mod permits;
 mod plan;
 mod record;
 mod reporter;
+mod sharing;
 mod status;
 
 pub use attach::Builder;

@@ -1,7 +1,11 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{Directories, error::Error, level::Reached};
+use super::{
+    Directories,
+    error::Error,
+    level::{Level, Reached},
+};
 use crate::{
     compile::RuleText,
     datapath::{netns::Netns, tc::Held},
@@ -39,8 +43,10 @@ pub(super) struct Record {
     pub(super) devices: Vec<DeviceLine>,
     /// Cookie of the network namespace in which they are.
     pub(super) host_netns: u64,
-    /// What is promised.
+    /// What is promised, as if its devices were its own alone.
     pub(super) level: Reached,
+    /// The least that must be promised.
+    pub(super) required: Option<Level>,
     /// The process that serves it.
     pub(super) agent_pid: Option<u32>,
     /// Start time of that process, in clock ticks since boot: a pid alone may be somebody else's by now.

@@ -5,6 +5,7 @@ use super::{
     error::Error,
     level::{Level, Reached},
     record::Record,
+    sharing,
 };
 use crate::{
     datapath::{
@@ -21,7 +22,7 @@ use crate::{
 use egress_common::names::map;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -90,10 +91,17 @@ pub fn list(directories: &Directories) -> Result<Vec<Status>, Error> {
         return Ok(Vec::new());
     }
     let root = PinRoot::open(&directories.pin, &turn)?;
-    records.into_iter().map(|record| status(directories, &root, record)).collect()
+    let mut ours = BTreeSet::new();
+    for record in &records {
+        if let Some(pins) = root.owner_dir(&record.name)? {
+            let links = pinned_links(&pins.join("links"))?;
+            ours.extend(links.into_iter().filter_map(|link| link.target).map(|target| target.program));
+        }
+    }
+    records.into_iter().map(|record| status(directories, &root, record, &ours)).collect()
 }
 
-fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<Status, Error> {
+fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTreeSet<u32>) -> Result<Status, Error> {
     let policy = Policy::from_toml(&record.policy)?;
     let pins = root.owner_dir(&record.name)?;
     let mut hooks = Vec::new();
@@ -103,7 +111,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
     if let Some(pins) = &pins {
         let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
         owned = tables.sandbox(SLOT)?.nonce == record.nonce;
-        hooks = hooks_of(&record, &pins.join("links"))?;
+        hooks = hooks_of(&record, &pins.join("links"), ours)?;
         let permits = u64::try_from(tables.permits(SLOT)?.len()).unwrap_or(u64::MAX);
         maps.push(MapUse {
             map: map::PERMITS.to_owned(),
@@ -124,7 +132,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
         cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
         device: (!record.devices.is_empty()).then(|| devices.join(",")),
         generation: record.generation,
-        level: level(&record),
+        level: sharing::level(directories, &record, level(&record))?,
         sandbox: record.name,
         hooks,
         maps,
@@ -132,34 +140,34 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
     })
 }
 
-/// What the kernel has attached. A program of a device counts where nothing is asked before it.
-fn hooks_of(record: &Record, links: &Path) -> Result<Vec<HookStatus>, Error> {
+/// What the kernel has attached. A program of a device counts where only egressd's own, `ours`, are asked before it.
+fn hooks_of(record: &Record, links: &Path, ours: &BTreeSet<u32>) -> Result<Vec<HookStatus>, Error> {
     let mut hooks = Vec::new();
-    let mut firsts = BTreeMap::new();
+    let mut orders = BTreeMap::new();
     let host = if record.devices.is_empty() { None } else { record.find_host_netns().ok() };
     for device in &record.devices {
         // From elsewhere a link shows that it is there, not what stands before it; a filter shows nothing.
-        let hooked =
-            |at: usize, attached| HookStatus { hook: tc::name(tc::DEVICE_HOOKS[at].0, device.ifindex), attached };
+        let names = tc::DEVICE_HOOKS.map(|(hook, _)| tc::name(hook, device.ifindex));
         match (device.held, &host) {
             (Held::Tcx, Some(host)) => {
-                let [egress, ingress] = host.enter(|| tc::first_programs(device.ifindex))?.unwrap_or_default();
-                firsts.insert(tc::name("device_egress", device.ifindex), egress);
-                firsts.insert(tc::name("device_ingress", device.ifindex), ingress);
+                let on = host.enter(|| tc::programs_on(device.ifindex))?.unwrap_or_default();
+                orders.extend(names.into_iter().zip(on));
             }
             (Held::Tcx, None) => {}
-            (Held::Clsact, host) => {
-                let own = match host {
-                    Some(host) => host.enter(|| tc::own_filters(device.ifindex, record.nonce))??,
-                    None => [None; 2],
-                };
-                hooks.extend(own.iter().enumerate().map(|(at, first)| hooked(at, *first == Some(true))));
+            (Held::Clsact, Some(host)) => {
+                let own = host.enter(|| tc::own_filters(device.ifindex, record.nonce))??;
+                let status = |(hook, first)| HookStatus { hook, attached: first == Some(true) };
+                hooks.extend(names.into_iter().zip(own).map(status));
             }
+            (Held::Clsact, None) => hooks.extend(names.map(|hook| HookStatus { hook, attached: false })),
         }
     }
     for link in pinned_links(links)? {
-        let first = firsts.get(&link.name);
-        let attached = link.target.is_some_and(|target| first.is_none_or(|first| *first == Some(target.program)));
+        let attached = link.target.is_some_and(|target| {
+            let Some(order) = orders.get(&link.name) else { return true };
+            let mut before = order.iter().take_while(|program| **program != target.program);
+            order.contains(&target.program) && before.all(|program| ours.contains(program))
+        });
         hooks.push(HookStatus { hook: link.name, attached });
     }
     Ok(hooks)
