@@ -38,6 +38,7 @@ use egress_common::{permit::RuleRef, sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 /// Collects what a sandbox is made of.
@@ -192,10 +193,13 @@ impl Builder {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
         let capacity = plan.capacity;
+        let started = Instant::now();
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
         if !plan.found.devices.is_empty() {
             programs.load_device_programs()?;
         }
+        tracing::debug!(took_us = started.elapsed().as_micros(), "programs loaded");
+        let started = Instant::now();
         let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
         let records = Records::take(&mut programs)?;
         let nonce = rand::random::<u64>().max(1);
@@ -277,6 +281,7 @@ impl Builder {
         };
         let watches = (watch, following.start()?);
         devices.lock().unwrap_or_else(PoisonError::into_inner).stay();
+        tracing::debug!(took_us = started.elapsed().as_micros(), "hooks attached");
         sink.emit(&about(Kind::Attach, &subject));
         if let Some(claim) = claim {
             claim.keep();
