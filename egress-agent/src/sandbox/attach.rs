@@ -14,6 +14,7 @@ use super::{
     record::{Record, RuleLine, start_time},
     reporter::{Reporter, Scene, about},
     sharing,
+    undo::{Undo, end_of_pins},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -23,7 +24,7 @@ use crate::{
         bpffs::{self, PinRoot},
         load::Programs,
         records::Records,
-        state_dir::{StateDir, StateLock},
+        state_dir::StateDir,
         tables::Tables,
     },
     dns,
@@ -375,45 +376,6 @@ fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<(), Erro
         });
     }
     Ok(())
-}
-
-/// Takes back what an attach that failed had made.
-struct Undo<'a> {
-    directories: &'a Directories,
-    name: &'a str,
-    armed: bool,
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        // Nothing runs in the cgroup under this policy yet, so taking its hooks off opens nothing that was closed.
-        if let Err(error) = std::fs::remove_dir_all(self.directories.pin.join(self.name)).or_else(ignore_missing) {
-            tracing::error!(%error, "pins of {} are left behind; `egressd detach` removes them", self.name);
-        }
-        if let Err(error) = Record::remove(self.directories, self.name) {
-            tracing::error!(%error, "the record of {} is left behind", self.name);
-        }
-    }
-}
-
-fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-}
-
-/// After the last owner: the shared map's pin, the bpffs itself, and the lock.
-pub(super) fn end_of_pins(directories: &Directories, root: PinRoot, turn: StateLock) {
-    if !root.owners().is_ok_and(|owners| owners.is_empty()) {
-        return;
-    }
-    let ended = std::fs::remove_file(directories.listeners()).or_else(ignore_missing);
-    let ended =
-        ended.map_err(Error::file(&directories.pin, "remove")).and_then(|()| Ok(root.release(&turn).map(drop)?));
-    if let Err(error) = ended.and_then(|()| Ok(turn.remove()?)) {
-        tracing::warn!(%error, "something of the last sandbox is left in the state or pin directory");
-    }
 }
 
 /// Pins in a mount namespace that ends with its processes would end with them.

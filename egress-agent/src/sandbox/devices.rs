@@ -121,7 +121,7 @@ impl Devices {
                 Ok(true) => {}
                 Ok(false) => self.forget(ifindex),
                 Err(error) => {
-                    tracing::error!(%error, ifindex, "a device cannot be looked at; it is taken to be as it was")
+                    tracing::error!(%error, ifindex, "a device cannot be looked at; it is taken to be as it was");
                 }
             }
         }

@@ -3,7 +3,7 @@
 use super::{
     Directories,
     apply::apply,
-    attach::{end_of_pins, refuse_transient_mounts, rule_lines},
+    attach::{refuse_transient_mounts, rule_lines},
     devices::Devices,
     error::Error,
     level::Reached,
@@ -11,6 +11,7 @@ use super::{
     record::Record,
     reporter::{Reporter, Scene, about},
     sharing::{self, Place},
+    undo::end_of_pins,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},

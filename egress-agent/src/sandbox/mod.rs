@@ -18,6 +18,7 @@ mod record;
 mod reporter;
 mod sharing;
 mod status;
+mod undo;
 
 pub use attach::Builder;
 pub use build::{Build, build};
