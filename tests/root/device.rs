@@ -1,5 +1,7 @@
 //! The device level: frames made by hand, which no socket hook sees, at devices that come and go.
 
+#![allow(clippy::result_large_err, reason = "errors as the library gives them, once a test")]
+
 use crate::job::Job;
 use egress_agent::{
     policy::Policy,
@@ -293,12 +295,14 @@ fn a_shared_device_passes_what_any_of_its_sandboxes_allows() {
     assert_eq!(passes(), [10, 11, 12, 20, 99]);
 }
 
+type Way = fn(sandbox::Builder) -> sandbox::Builder;
+
 /// What needs a device of its own has it to itself, and filters cannot be shared.
 #[test]
 fn a_device_that_cannot_be_shared_is_refused() {
     let lab = Lab::new();
     let (first, second) = (Job::new(&lab, "first"), Job::new(&lab, "second"));
-    let ways: [(fn(sandbox::Builder) -> sandbox::Builder, fn(sandbox::Builder) -> sandbox::Builder, &str); 4] = [
+    let ways: [(Way, Way, &str); 4] = [
         (|one| one.require(Level::L2), |other| other, "L2"),
         (|one| one.raw_sockets(true), |other| other, "L2"),
         (sandbox::Builder::without_tcx, |other| other, "tcx"),
