@@ -11,6 +11,7 @@
     reason = "everything here is a test or is called by tests alone"
 )]
 
+mod adopt;
 mod agents;
 mod apart;
 mod attach;

@@ -3,6 +3,7 @@
 use super::{
     Facts, Image, Origin, Prefix, RuleIds, RuleText, Settings,
     cover::{Cover, Effect, cover},
+    explain::line,
     ids::{Exhausted, RuleKey},
 };
 use crate::policy::{AddressRule, Icmp, Local, Mode, NameRule, Policy, PolicyError, Ports};
@@ -246,7 +247,7 @@ impl Draft {
         let ports = ranges.map_err(|error| CompileError::Ranges { lines: quoted(&origins), ranges: error.0 })?;
         // A deny of every port needs nothing beside it, and the kernel looks for that one range.
         let ranges = if flags & rule_flags::DENY != 0 && ports.is_all() { Ports::all() } else { ports };
-        let mut lines: Vec<String> = origins.iter().map(|origin| format!("{}: {}", origin.key, origin.text)).collect();
+        let mut lines: Vec<String> = origins.iter().map(|origin| line(origin.key, &origin.text)).collect();
         lines.sort_unstable();
         let key = RuleKey { slot: self.slot, flags, ranges: ranges.ranges().to_vec(), lines };
         if let Some(&known) = self.known.get(&key) {

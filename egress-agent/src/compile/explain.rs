@@ -29,6 +29,11 @@ impl fmt::Display for Origin {
     }
 }
 
+/// A line of a policy without its place in a file.
+pub(super) fn line(key: &str, text: &str) -> String {
+    format!("{key}: {text}")
+}
+
 /// The lines behind one compiled rule, never none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RuleText(pub(super) Vec<Origin>);
@@ -37,6 +42,16 @@ impl RuleText {
     /// All of them, sorted by key and text.
     pub fn origins(&self) -> &[Origin] {
         &self.0
+    }
+
+    /// What [`RuleIds::recognise`](super::RuleIds::recognise) knows the rule by, where somebody else has to take over.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(|origin| line(origin.key, &origin.text)).collect()
+    }
+
+    /// A rule of the kernel's whose lines nobody knows.
+    pub fn unknown() -> Self {
+        Self(Vec::new())
     }
 }
 

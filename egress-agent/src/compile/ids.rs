@@ -1,6 +1,9 @@
 //! Rule references: who gets which index, and a tag that nobody had before.
 
-use egress_common::{destination::PortRange, permit::RuleRef};
+use egress_common::{
+    destination::PortRange,
+    permit::{Rule, RuleRef},
+};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// What a rule says and where it comes from. Equal content keeps its reference over any number of compilations.
@@ -45,6 +48,14 @@ impl RuleIds {
         let taken: HashSet<u32> = taken.into_iter().collect();
         let free = (0..capacity).filter(|index| !taken.contains(index)).collect();
         Self { capacity, unused: capacity, next_tag: next_tag.max(1), free, live: HashMap::new() }
+    }
+
+    /// Says of an entry that [`RuleIds::resume`] was told of what it is: the rule of these lines (`key: text`). A policy that
+    /// has them again keeps its reference, and with it the permits and flows that rest on it.
+    pub fn recognise(&mut self, rule: RuleRef, content: &Rule, mut lines: Vec<String>) {
+        lines.sort_unstable();
+        let ranges = content.ranges.iter().take(content.len as usize).copied().collect();
+        self.live.insert(RuleKey { slot: content.slot, flags: content.flags, ranges, lines }, rule);
     }
 
     /// The next tag that will be given out.
