@@ -196,10 +196,9 @@ fn a_name_server_that_dies_ends_loudly_and_opens_nothing() {
     let sleeper = job.spawn("exec sleep 1000");
     let attach = job.attached("--allow ok.test --allow a.test");
     assert_eq!(job.curl("ok.test", &lab.token("learned")), Some(0));
-    let port = listeners(lab.box_ns())[0];
-    lab.box_ns().sh(&format!("ss -K -u -a 'src 127.0.0.1 and sport = :{port}'")).exits(0);
+    kill_listener(&lab);
     let said = attach.finish(Duration::from_secs(20));
-    said.exits(5).says("nobody answers the sandbox's DNS any more").says("stays closed");
+    said.exits(5).says("names no longer resolve").says("stays closed");
     assert_eq!(job.curl(&OK.to_string(), &lab.token("permitted")), Some(0), "what was learned lives on");
     assert!(job.curl("a.test", &lab.token("closed")).is_some_and(|code| code != 0));
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("closed")), Some(7));
@@ -208,14 +207,27 @@ fn a_name_server_that_dies_ends_loudly_and_opens_nothing() {
     let adopted = adopt(&lab, &name_of(&job)).unwrap();
     assert!(adopted.dns_failure().is_none());
     assert_eq!(job.curl("a.test", &lab.token("again")), Some(0));
-    let port = listeners(lab.box_ns())[0];
-    lab.box_ns().sh(&format!("ss -K -u -a 'src 127.0.0.1 and sport = :{port}'")).exits(0);
+    kill_listener(&lab);
     until(SOON, "a runtime can see it too", || adopted.dns_failure().is_some());
     drop(sleeper);
     adopted.detach().unwrap();
     lab.expect_hits(&lab.token("again"), 1);
     assert_eq!(lab.hits(&lab.token("closed")).len(), 0);
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+
+    // A command goes on, and its user is told why names fail.
+    let mut run = lab.egressd("run").flags("--allow ok.test").sh("echo up; read -r go; exit 3").spawn();
+    run.says("up", SOON);
+    kill_listener(&lab);
+    run.says("nobody answers the sandbox's DNS any more", SOON);
+    run.feed(b"go\n");
+    run.finish(Duration::from_secs(3600)).exits(3);
+}
+
+/// Ends the listener's socket, as the kernel can: whoever reads it gets an error.
+fn kill_listener(lab: &Lab) {
+    let port = listeners(lab.box_ns())[0];
+    lab.box_ns().sh(&format!("ss -K -u -a 'src 127.0.0.1 and sport = :{port}'")).exits(0);
 }
 
 /// Container runtimes close first and learn the policy later.
@@ -245,7 +257,7 @@ fn names_may_come_after_deny_all() {
         // And go, and come again, on the same listener.
         update(&mut sandbox, "");
         assert!(asks("gone").is_some_and(|code| code != 0), "{shape}");
-        update(&mut sandbox, "names = [\"*.test\"]");
+        update(&mut sandbox, "names = [\"ok.test\", \"a.test\"]");
         assert_eq!((asks("again"), hits("again"), hits("gone")), (Some(0), 1, 0), "{shape}");
         assert_eq!((listeners(lab.box_ns()).len(), sandbox.generation()), (1, 4), "{shape}");
         sandbox.detach().unwrap();
@@ -328,7 +340,7 @@ while True:
         outside.finish(Duration::from_secs(3600)).exits(0).says(&format!("alive {EVIL}"));
         let later =
             |to, token: &str| lab.frames_to(to).iter().filter(|frame| frame.carries(&format!("{token}-later"))).count();
-        until(SOON, "the others go on", || lab.hits(&beside).len() == 3 && lab.hits(&token).len() == 3);
+        until(SOON, "the others go on", || lab.hits(&beside).len() == 3 && lab.hits(&token).len() == 2);
         // The reset of a connection that was ended is denied like the rest of it.
         assert_eq!(later(EVIL, &token), 0, "{key}");
         sandbox.detach().unwrap();
@@ -353,4 +365,49 @@ fn events_come_asynchronously_too() {
     assert_eq!(seen.last().map(|event| event.0), Some(Kind::Detach), "{seen:?}");
     lab.expect_hits(&lab.token("ok"), 1);
     lab.expect_silence(EVIL);
+}
+
+/// What a permit opened goes on while its rule stands, however long ago the permit itself was forgotten.
+#[test]
+fn a_flow_outlives_the_memory_of_its_permit_and_no_new_one_is_admitted() {
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    let token = lab.token("drip");
+    let mut sandbox = attach_in_the_box(&lab, &job, policy("names = [\"ok.test:*\"]"));
+    assert_eq!(job.curl("ok.test", &lab.token("learned")), Some(0));
+    let drip = job.spawn(&format!("exec {} {token} {OK}", lab.probe("drip.py")));
+    let goes_on = |since: u64, what: &str| {
+        until(SOON, what, || {
+            ["tcp", "udp"].iter().all(|kind| drops(&lab, OK, &token, kind).last().is_some_and(|last| *last > since))
+        });
+    };
+    goes_on(0, "both go while the permit lives");
+    // What the sweep does a minute after its end.
+    let map = lab.pin_dir().join(sandbox.name()).join("maps/PERMITS");
+    let map = map.display();
+    let dump = lab.outer_ns().sh(&format!("bpftool -j map dump pinned {map}"));
+    let dump: serde_json::Value = serde_json::from_str(&dump.exits(0).stdout).unwrap();
+    for entry in dump.as_array().unwrap() {
+        let key: Vec<&str> = entry["key"].as_array().unwrap().iter().map(|byte| byte.as_str().unwrap()).collect();
+        lab.outer_ns()
+            .sh(&format!("bpftool map delete pinned {map} key hex {}", key.join(" ").replace("0x", "")))
+            .exits(0);
+    }
+    let forgotten = now_ns();
+    assert_eq!(job.curl(&OK.to_string(), &lab.token("closed")), Some(7), "nothing new is admitted");
+    goes_on(forgotten, "what was connected under it goes on");
+
+    // It has outlived its permit, so a reload that leaves its rule alone does not cut it; one that takes the rule does.
+    sandbox.update(policy("names = [\"ok.test:*\", \"a.test\"]")).unwrap();
+    goes_on(now_ns(), "after an update that does not concern it");
+    sandbox.update(policy("names = [\"a.test\"]")).unwrap();
+    let ended = now_ns();
+    assert_eq!(job.curl("a.test", &lab.token("other")), Some(0));
+    for kind in ["tcp", "udp"] {
+        let late: Vec<_> = drops(&lab, OK, &token, kind).into_iter().filter(|drop| *drop > ended).collect();
+        assert!(late.is_empty(), "{kind}: {late:?}");
+    }
+    drop(drip);
+    sandbox.detach().unwrap();
+    assert_eq!(lab.hits(&lab.token("closed")).len(), 0);
 }

@@ -132,12 +132,11 @@ fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
             return Ok(Exit::Done.into());
         }
         if let Some(failure) = sandbox.dns_failure() {
-            // Already said, with its reason, by whoever watches the server.
             let left = match sandbox.release()? {
                 Released::Detached => "detached",
                 Released::Enforced => "it stays closed; egressd detach opens it",
             };
-            term::say(&format!("enforcement goes on without names: {failure}; {left}"));
+            term::say(&format!("{failure}: {left}"));
             return Ok(Exit::Lost.into());
         }
         if let Err(ended) = events.next_within(PATIENCE) {

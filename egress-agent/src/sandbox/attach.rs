@@ -6,7 +6,6 @@ use super::{
     apply::apply,
     build::ABI,
     error::Error,
-    level::{Level, Reached},
     live::{AtDrop, Kernel, Sandbox},
     names::{Listening, Serving},
     permits::Permits,
@@ -26,6 +25,7 @@ use crate::{
         state_dir::{StateDir, StateLock},
         tables::Tables,
     },
+    level::{Level, Reached},
     observe::{
         EventSink,
         event::{Kind, Subject},

@@ -1,6 +1,5 @@
 //! What can go wrong, by stage. Each message names the object and the way out.
 
-use super::level::Level;
 use crate::{
     cgroup::CgroupError,
     compile::CompileError,
@@ -9,6 +8,7 @@ use crate::{
         load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError, tables::TableError,
     },
     dns::DnsError,
+    level::Level,
     policy::PolicyError,
 };
 use std::{

@@ -29,9 +29,10 @@ pub use directories::Directories;
 pub use end::detach;
 pub use error::Error;
 pub use explain::{Explanation, explain};
-pub use level::{Level, Reached, UnknownLevel};
 pub use live::{Released, Sandbox};
 pub use status::{HookStatus, MapUse, Status, event_files, list};
+
+pub use crate::level::{Level, Reached, UnknownLevel};
 
 use crate::{
     compile::{Facts, Limits, RuleIds, compile},

@@ -3,7 +3,6 @@
 use super::{
     attach::Builder,
     error::Error,
-    level::{Level, Reached},
     permits::{LEARNED_AT_MOST, Table},
     record::Record,
 };
@@ -18,6 +17,7 @@ use crate::{
         tables::Tables,
     },
     dns,
+    level::{Level, Reached},
     policy::{Answers, Mode, NameTable, Policy},
 };
 use egress_common::{

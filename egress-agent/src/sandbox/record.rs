@@ -1,7 +1,8 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{Directories, error::Error, level::Reached};
+use super::{Directories, error::Error};
+use crate::level::Reached;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,

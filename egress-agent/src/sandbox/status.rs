@@ -1,8 +1,9 @@
 //! `egressd status`: the kernel's state, with names from the records.
 
-use super::{Directories, SLOT, error::Error, level::Reached, record::Record};
+use super::{Directories, SLOT, error::Error, record::Record};
 use crate::{
     datapath::{attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, state_dir::StateDir, tables::Tables},
+    level::Reached,
     observe::{counters::Totals, sink::FILE_NAME},
     policy::{Mode, Policy},
 };
