@@ -3,8 +3,7 @@
 use super::{
     Facts, Image, Origin, Prefix, RuleIds, RuleText, Settings,
     cover::{Cover, Effect, cover},
-    explain::line,
-    ids::{Exhausted, RuleKey},
+    ids::{Exhausted, RuleKey, stands_by},
 };
 use crate::policy::{AddressRule, Icmp, Local, Mode, NameRule, Policy, PolicyError, Ports};
 use egress_common::{
@@ -96,12 +95,8 @@ pub fn compile(
     let loopback = draft.local("allow.loopback", &policy.allow.loopback)?;
     let own_by_default = if facts.own_netns { Local::Open } else { Local::Closed };
     let own = draft.local("allow.self", policy.allow.own.as_ref().unwrap_or(&own_by_default))?;
-    let names = policy
-        .allow
-        .names
-        .iter()
-        .map(|rule| draft.add(0, vec![Origin::of_name(rule)]))
-        .collect::<Result<Vec<_>, _>>()?;
+    let names =
+        policy.allow.names.iter().map(|rule| draft.add(0, &[&Origin::of_name(rule)])).collect::<Result<Vec<_>, _>>()?;
 
     let lines = Line::all(policy);
     // In the host's namespace, a network around an address of the host means its neighbours.
@@ -114,8 +109,7 @@ pub fn compile(
         if cover.in_trie {
             networks.insert(prefix, found);
         }
-        let named = |line: &Line| line.prefix == prefix && line.effect == Effect::Allow;
-        if prefix.is_single() && lines.iter().any(named) {
+        if cover.is_permit {
             permits.insert(prefix.addr(), found);
         }
     }
@@ -189,10 +183,16 @@ impl Line {
             ("allow.inbound", &allow.inbound, Effect::Inbound),
             ("deny.addresses", &policy.deny.addresses, Effect::Deny),
         ];
-        let line = |key, effect, rule: &AddressRule| Self {
+        let line = |key: &'static str, effect, rule: &AddressRule| Self {
             prefix: Prefix::from(&rule.net),
             effect,
-            origin: Origin { key, text: rule.text.clone(), at: rule.at.clone(), ports: rule.ports.clone() },
+            origin: Origin {
+                key: key.into(),
+                text: rule.text.clone(),
+                at: rule.at.clone(),
+                net: Some(Prefix::from(&rule.net)),
+                ports: rule.ports.clone(),
+            },
         };
         lists.iter().flat_map(|&(key, rules, effect)| rules.iter().map(move |rule| line(key, effect, rule))).collect()
     }
@@ -204,14 +204,15 @@ impl Line {
 
 impl Origin {
     fn of_name(rule: &NameRule) -> Self {
-        Self { key: "allow.names", text: rule.text.clone(), at: rule.at.clone(), ports: rule.ports.clone() }
+        let (text, at, ports) = (rule.text.clone(), rule.at.clone(), rule.ports.clone());
+        Self { key: "allow.names".into(), text, at, net: None, ports }
     }
 }
 
 /// A rule before it has a reference.
 struct RuleDraft {
     key: RuleKey,
-    origins: Vec<Origin>,
+    origins: BTreeMap<(String, String), Origin>,
 }
 
 impl RuleDraft {
@@ -222,7 +223,9 @@ impl RuleDraft {
             *place = *range;
         }
         let len = self.key.ranges.len() as u32;
-        (Rule { tag: rule.tag, slot, flags: self.key.flags, len, ranges }, RuleText(self.origins))
+        let denies = self.key.flags & rule_flags::DENY != 0;
+        let text = RuleText { denies, origins: self.origins.into_values().collect() };
+        (Rule { tag: rule.tag, slot, flags: self.key.flags, len, ranges }, text)
     }
 }
 
@@ -242,21 +245,24 @@ struct Draft {
 
 impl Draft {
     /// The rule of these lines together.
-    fn add(&mut self, flags: u32, mut origins: Vec<Origin>) -> Result<usize, CompileError> {
+    fn add(&mut self, flags: u32, origins: &[&Origin]) -> Result<usize, CompileError> {
         let ranges = Ports::union(origins.iter().flat_map(|origin| origin.ports.ranges().iter().copied()));
-        let ports = ranges.map_err(|error| CompileError::Ranges { lines: quoted(&origins), ranges: error.0 })?;
+        let ports = ranges.map_err(|error| CompileError::Ranges { lines: quoted(origins), ranges: error.0 })?;
         // A deny of every port needs nothing beside it, and the kernel looks for that one range.
         let ranges = if flags & rule_flags::DENY != 0 && ports.is_all() { Ports::all() } else { ports };
-        let mut lines: Vec<String> = origins.iter().map(|origin| line(origin.key, &origin.text)).collect();
-        lines.sort_unstable();
+        let lines = stands_by(flags, origins.iter().copied());
         let key = RuleKey { slot: self.slot, flags, ranges: ranges.ranges().to_vec(), lines };
-        if let Some(&known) = self.known.get(&key) {
-            return Ok(known);
+        let index = *self.known.entry(key).or_insert_with_key(|key| {
+            self.rules.push(RuleDraft { key: key.clone(), origins: BTreeMap::new() });
+            self.rules.len() - 1
+        });
+        if let Some(draft) = self.rules.get_mut(index) {
+            for &origin in origins {
+                let place = (origin.key.to_string(), origin.text.clone());
+                draft.origins.entry(place).or_insert_with(|| origin.clone());
+            }
         }
-        origins.sort_by(|a, b| (a.key, &a.text).cmp(&(b.key, &b.text)));
-        self.known.insert(key.clone(), self.rules.len());
-        self.rules.push(RuleDraft { key, origins });
-        Ok(self.rules.len() - 1)
+        Ok(index)
     }
 
     fn local(&mut self, key: &'static str, local: &Local) -> Result<Option<usize>, CompileError> {
@@ -271,15 +277,16 @@ impl Draft {
         let text = local.to_string();
         let ports = Ports::union(ranges)
             .map_err(|error| CompileError::Ranges { lines: format!("{key} = {text}"), ranges: error.0 })?;
-        self.add(rule_flags::STATIC, vec![Origin { key, text, at: None, ports }]).map(Some)
+        let origin = Origin { key: key.into(), text, at: None, net: None, ports };
+        self.add(rule_flags::STATIC, &[&origin]).map(Some)
     }
 
     /// The rules of a prefix that these lines cover.
     fn network(&mut self, lines: &[Line], cover: &Cover) -> Result<NetworkDraft, CompileError> {
         let mut rule = |flags, indices: &[usize]| {
-            let origins =
-                indices.iter().filter_map(|&index| lines.get(index)).map(|line| line.origin.clone()).collect();
-            if indices.is_empty() { Ok(None) } else { self.add(flags, origins).map(Some) }
+            let origins: Vec<&Origin> =
+                indices.iter().filter_map(|&index| lines.get(index)).map(|line| &line.origin).collect();
+            if origins.is_empty() { Ok(None) } else { self.add(flags, &origins).map(Some) }
         };
         let allow = rule(rule_flags::STATIC, &cover.allow)?;
         let deny = rule(rule_flags::DENY, &cover.deny)?;
@@ -314,7 +321,7 @@ impl Draft {
     }
 }
 
-fn quoted(origins: &[Origin]) -> String {
+fn quoted(origins: &[&Origin]) -> String {
     let mut lines: Vec<String> = origins.iter().map(|origin| format!("{} {:?}", origin.key, origin.text)).collect();
     lines.sort_unstable();
     lines.join(", ")

@@ -286,15 +286,12 @@ impl Builder {
 }
 
 pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let text = |text: &RuleText| text.origins().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let rules = image.rules.iter();
-    let line = |(reference, (_, lines)): (&RuleRef, &(_, RuleText))| RuleLine {
+    let line = |(reference, (_, text)): (&RuleRef, &(_, RuleText))| RuleLine {
         index: reference.index,
         tag: reference.tag,
-        text: text(lines),
-        lines: lines.lines(),
+        text: text.clone(),
     };
-    rules.map(line).collect()
+    image.rules.iter().map(line).collect()
 }
 
 /// Directories of one owner's pins.

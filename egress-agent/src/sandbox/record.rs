@@ -2,7 +2,7 @@
 //! nothing; what is enforced is what the maps hold.
 
 use super::{Directories, error::Error};
-use crate::level::Reached;
+use crate::{compile::RuleText, level::Reached};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -56,9 +56,7 @@ pub(super) struct Record {
 pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
-    pub(super) text: String,
-    /// By which compilation knows the rule again.
-    pub(super) lines: Vec<String>,
+    pub(super) text: RuleText,
 }
 
 impl Record {
@@ -159,8 +157,8 @@ impl Record {
         self.agent_start = pid.and_then(start_time);
     }
 
-    pub(super) fn rule_text(&self, tag: u32) -> Option<&str> {
-        self.rules.iter().find(|line| line.tag == tag).map(|line| line.text.as_str())
+    pub(super) fn rule_text(&self, tag: u32) -> Option<&RuleText> {
+        self.rules.iter().find(|line| line.tag == tag).map(|line| &line.text)
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn ids(image: &Image, record: &Record, capacity: u32) -> RuleIds {
     for (rule, (content, _)) in &image.rules {
         let known = record.rules.iter().find(|line| (line.index, line.tag) == (rule.index, rule.tag));
         if let Some(line) = known {
-            ids.recognise(*rule, content, line.lines.clone());
+            ids.recognise(*rule, content, &line.text);
         }
     }
     ids
