@@ -136,7 +136,7 @@ fn t25_exit_codes() {
     };
     with(&hidden, "nonexistent_cmd").exits(127);
     with(&hidden, "true").exits(0);
-    with(&lab.work_dir(), "plain").exits(126);
+    with(plain.parent().unwrap(), "plain").exits(126);
     lab.run("--allow ok.test", &[hidden.join("any").to_str().unwrap()]).exits(126);
     let token = lab.token("timeout");
     let slept = lab.sh("--timeout 1s --allow ok.test", &format!("curl -fsS http://ok.test/{token}; sleep 9"));

@@ -31,6 +31,7 @@ mod parity;
 mod pins;
 mod platform;
 mod refusals;
+mod reload;
 mod run;
 mod sockets;
 mod verbs;

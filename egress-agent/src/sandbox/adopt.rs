@@ -4,6 +4,7 @@
 use super::{
     Directories, SLOT,
     apply::exchange,
+    attach::rule_lines,
     build::ABI,
     end::give_back_listener,
     error::Error,
@@ -11,13 +12,13 @@ use super::{
     names::{Listening, Serving},
     permits::Permits,
     plan::Plan,
-    record::Record,
+    record::{Record, RuleLine},
     recover,
     reporter::{Reporter, Scene, about},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, compile},
+    compile::{Facts, RuleText, compile},
     datapath::{
         attach::{CGROUP_HOOKS, Hooked, held},
         bpffs::PinRoot,
@@ -34,8 +35,9 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::sandbox::Identity;
+use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, Weak},
 };
@@ -99,6 +101,7 @@ impl Sandbox {
         exchange(&before, &image, &kernel)?;
         before.rules.keys().filter(|rule| !image.rules.contains_key(rule)).for_each(|rule| ids.give_back(rule.index));
 
+        let rules = rule_lines(&image);
         let directory = Record::directory(directories, &record.name);
         let permits = Arc::new(Permits::new(SLOT, Arc::clone(&tables), policy.clone(), generation, image));
         permits.recall(permits_file::read(&directory).map_err(Error::file(&directory, "read"))?)?;
@@ -124,6 +127,7 @@ impl Sandbox {
         let watch = plan.follow_addresses(&tables)?;
         record.served_by(Some(std::process::id()));
         record.next_tag = ids.next_tag();
+        record.rules = renewed(record.texts(), rules);
         record.write(directories)?;
         let server = serving.map(Serving::keep);
         if sandbox.listener_port != u32::from(facts.listener_port) {
@@ -145,6 +149,15 @@ impl Sandbox {
             at_drop: AtDrop::Leave,
         })
     }
+}
+
+/// The lines as they are in force, with their places in the files that they were read from where those are known.
+fn renewed(mut known: BTreeMap<RuleRef, RuleText>, now: Vec<RuleLine>) -> Vec<RuleLine> {
+    let place = |line: RuleLine| match known.remove(&line.reference()) {
+        Some(text) => RuleLine { text, ..line },
+        None => line,
+    };
+    now.into_iter().map(place).collect()
 }
 
 /// Every hook that the sandbox was attached with, held open.

@@ -3,8 +3,10 @@
 
 use super::{Directories, error::Error};
 use crate::{compile::RuleText, level::Reached};
+use egress_common::permit::RuleRef;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -57,6 +59,12 @@ pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
     pub(super) text: RuleText,
+}
+
+impl RuleLine {
+    pub(super) fn reference(&self) -> RuleRef {
+        RuleRef { index: self.index, tag: self.tag }
+    }
 }
 
 impl Record {
@@ -155,6 +163,11 @@ impl Record {
     pub(super) fn served_by(&mut self, pid: Option<u32>) {
         self.agent_pid = pid;
         self.agent_start = pid.and_then(start_time);
+    }
+
+    /// What is known of each rule.
+    pub(super) fn texts(&self) -> BTreeMap<RuleRef, RuleText> {
+        self.rules.iter().map(|line| (line.reference(), line.text.clone())).collect()
     }
 
     pub(super) fn rule_text(&self, tag: u32) -> Option<&RuleText> {

@@ -50,10 +50,10 @@ fn of_the_policy(permit: &Permit) -> Option<Permit> {
 pub(super) fn ids(image: &Image, record: &Record, capacity: u32) -> RuleIds {
     let above = image.rules.keys().map(|rule| rule.tag + 1).fold(record.next_tag, u32::max);
     let mut ids = RuleIds::resume(capacity, image.rules.keys().map(|rule| rule.index), above);
+    let texts = record.texts();
     for (rule, (content, _)) in &image.rules {
-        let known = record.rules.iter().find(|line| (line.index, line.tag) == (rule.index, rule.tag));
-        if let Some(line) = known {
-            ids.recognise(*rule, content, &line.text);
+        if let Some(text) = texts.get(rule) {
+            ids.recognise(*rule, content, text);
         }
     }
     ids
