@@ -211,7 +211,7 @@ impl Tables {
     pub(crate) fn networks(&self, slot: u32) -> Result<Vec<(Addr, u32, Network)>, TableError> {
         let maps = self.maps();
         let mut networks = Vec::new();
-        for entry in maps.networks.iter() {
+        for entry in &maps.networks {
             let (key, network) = entry.map_err(failed(map::NETWORKS, "read"))?;
             let NetworkKey { slot: owner, addr } = key.data();
             if owner == slot {

@@ -303,9 +303,8 @@ fn execute(plan: &mut Plan) -> Failure {
         // SAFETY: a C string and two null-terminated arrays of C strings, all owned by the plan.
         unsafe { libc::execve(candidate.as_ptr(), plan.argv.pointers.as_ptr(), plan.envp.pointers.as_ptr()) };
         match Errno::last_raw() {
-            libc::ENOENT | libc::ENOTDIR => {}
             libc::EACCES if named || exists(candidate) => errno = libc::EACCES,
-            libc::EACCES => {}
+            libc::ENOENT | libc::ENOTDIR | libc::EACCES => {}
             libc::ENOEXEC => {
                 if let Some(script) = plan.shell_argv.pointers.get_mut(1) {
                     *script = candidate.as_ptr();
