@@ -5,6 +5,7 @@
     unreachable_pub,
     clippy::cast_sign_loss,
     clippy::redundant_closure_for_method_calls,
+    clippy::result_large_err,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
