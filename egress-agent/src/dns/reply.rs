@@ -18,6 +18,7 @@ impl Ede {
     pub(super) const NOT_ALLOWED: Self = Self(15, "not in allowlist");
     pub(super) const REBINDING: Self = Self(15, "rebinding");
     pub(super) const RATE: Self = Self(0, "rate");
+    pub(super) const TUNNEL: Self = Self(0, "too many new names");
     pub(super) const BUSY: Self = Self(0, "too many queries in flight");
     pub(super) const PERMIT: Self = Self(0, "address could not be permitted");
     pub(super) const CHAIN: Self = Self(0, "CNAME chain too long");

@@ -8,6 +8,7 @@ mod directories;
 mod end;
 mod error;
 mod explain;
+mod learned;
 mod level;
 mod live;
 pub mod needs;

@@ -65,7 +65,7 @@ fn a15_mutated_queries() {
     let records = Arc::new(Records::default());
     let state = State::new(config(rules, &["192.0.2.53:53".parse().unwrap()]), Schedule::default(), None);
     let (permits, clients, events) = (Arc::clone(&records), Arc::clone(&records), Arc::clone(&records));
-    let responder = Responder::new(state, permits, clients, events);
+    let responder = Arc::new(Responder::new(state, permits, clients, events));
     let seeds = client_seeds();
     let mut random = StdRng::seed_from_u64(15);
     let mut out = Vec::new();

@@ -44,7 +44,10 @@ impl Names for Rules {
         }
         let rules: Vec<usize> = (0..self.allow.len()).filter(|&index| matches(self.allow[index], &name)).collect();
         if !rules.is_empty() {
-            return NameVerdict::Allow { rules };
+            let exact = rules.iter().any(|&index| !self.allow[index].starts_with("*."));
+            let bases = rules.iter().map(|&index| self.allow[index].matches('.').count());
+            let free_labels = bases.max().filter(|_| !exact).map(|base| labels.len() - base);
+            return NameVerdict::Allow { rules, free_labels };
         }
         let above = self.allow.iter().any(|rule| {
             let rule: Name = rule.trim_start_matches("*.").parse().unwrap();
@@ -105,7 +108,7 @@ impl Permits for Records {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<(), PermitError> {
+    ) -> Result<bool, PermitError> {
         if let Some(error) = *self.fail.lock().unwrap() {
             return Err(error);
         }
@@ -114,8 +117,11 @@ impl Permits for Records {
         }
         let permit =
             Permit { generation, name: name.to_string(), addresses: addresses.to_vec(), rules: rules.to_vec(), life };
-        self.permits.lock().unwrap().push(permit);
-        Ok(())
+        let mut permits = self.permits.lock().unwrap();
+        let held = |address| permits.iter().any(|held| held.name == permit.name && held.addresses.contains(address));
+        let new = !permit.addresses.iter().all(held);
+        permits.push(permit);
+        Ok(new)
     }
 
     fn names_of(&self, address: IpAddr) -> Vec<String> {

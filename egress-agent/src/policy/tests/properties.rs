@@ -23,7 +23,7 @@ fn policy(allow: &[String], deny: &[String]) -> Policy {
 fn opens(policy: &Policy, name: &str) -> Vec<String> {
     let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
     match NameTable::new(policy).verdict(&labels) {
-        NameVerdict::Allow { rules } => {
+        NameVerdict::Allow { rules, .. } => {
             let mut texts: Vec<String> = rules.iter().map(|&rule| policy.allow.names[rule].text.clone()).collect();
             texts.sort();
             texts.dedup();
