@@ -191,9 +191,9 @@ mod tests {
         assert_eq!((0..1000).filter(|_| budget.forward(start).is_ok()).count(), 300);
         assert_eq!(budget.forward(start), Err(Duration::from_millis(10)));
         assert!(budget.forward(start + Duration::from_millis(10)).is_ok());
-        budget.answered(start, 1 << 20);
+        budget.answered(start, 1_000_000);
         assert_eq!(budget.take(start), Verdict::Serve);
-        budget.answered(start, 1 << 20);
+        budget.answered(start, 1_000_000);
         assert_eq!(budget.take(start), Verdict::Refuse);
         assert_eq!(budget.take(start + Duration::from_millis(1100)), Verdict::Serve);
     }

@@ -18,6 +18,8 @@ mod counters;
 mod event;
 mod exchange;
 mod flights;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gate;
 mod lifetime;
 mod name;

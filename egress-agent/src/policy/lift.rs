@@ -71,9 +71,6 @@ const PRE_RESOLVE: Choices<PreResolve> = (
 const PERMIT: (u64, &str) = (1, "\"1s\" to \"24h\"");
 const GRACE: (u64, &str) = (0, "\"0s\" to \"1h\"");
 
-/// What to write while `dns.pre_resolve` has nothing behind it.
-pub(super) const PRE_RESOLVE_FIX: &str = "leave it out or write \"off\"";
-
 struct Read<'a> {
     text: &'a Text<'a>,
 }
@@ -168,7 +165,7 @@ impl Read<'_> {
     }
 
     fn dns(&self, part: &mut Part, node: Node) -> Result<(), PolicyError> {
-        for Entry { at, key, node } in self.table("dns", DNS, node)? {
+        for Entry { key, node, .. } in self.table("dns", DNS, node)? {
             match key.as_str() {
                 "servers" => {
                     for (text, at) in self.strings("dns.servers", node)? {
@@ -184,13 +181,7 @@ impl Read<'_> {
                 }
                 "grace" => part.grace = Some(self.duration("dns.grace", &node, GRACE, HOUR)?),
                 "queries_per_second" => part.queries_per_second = Some(self.rate(&node)?),
-                _ => {
-                    let choice = self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?;
-                    if choice.value != PreResolve::Off {
-                        return Err(self.unsupported(at, "dns.pre_resolve".into(), &node, PRE_RESOLVE_FIX));
-                    }
-                    part.pre_resolve = Some(choice);
-                }
+                _ => part.pre_resolve = Some(self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?),
             }
         }
         Ok(())

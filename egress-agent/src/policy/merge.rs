@@ -1,11 +1,10 @@
 //! Parts -> [`Policy`]: allows and denies add up, single values must agree, defaults fill the rest.
 
 use super::{
-    Allow, Answers, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, PreResolve, Source,
+    Allow, Answers, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, Source,
     destination::Destination,
     document::Text,
     error::{PolicyError, Position},
-    lift::PRE_RESOLVE_FIX,
     part::{List, Part, Written},
 };
 use std::time::Duration;
@@ -66,12 +65,7 @@ impl Part {
             part.mode = Some(Written { value: Mode::Observe, at: Position::whole("--observe") });
         }
         if let Some(value) = flags.pre_resolve {
-            let at = Position::whole("--pre-resolve");
-            if value != PreResolve::Off {
-                let (key, found) = ("dns.pre_resolve".into(), format!("\"{}\"", value.name()));
-                return Err(PolicyError::Unsupported { at, key, found, fix: PRE_RESOLVE_FIX });
-            }
-            part.pre_resolve = Some(Written { value, at });
+            part.pre_resolve = Some(Written { value, at: Position::whole("--pre-resolve") });
         }
         Ok(part)
     }

@@ -181,7 +181,7 @@ pub struct DnsPolicy {
     pub grace: Duration,
     /// Budget of one sandbox, 1 to 5000.
     pub queries_per_second: u32,
-    /// Whether exact names are resolved at attach. Anything but `Off` is refused by this build.
+    /// Whether exact names are resolved at attach.
     pub pre_resolve: PreResolve,
 }
 
@@ -194,7 +194,7 @@ impl Default for DnsPolicy {
             permit_max: Duration::from_hours(1),
             grace: Duration::from_secs(120),
             queries_per_second: 500,
-            pre_resolve: PreResolve::Off,
+            pre_resolve: PreResolve::Warn,
         }
     }
 }
@@ -212,13 +212,13 @@ pub enum Answers {
     Nets(Vec<IpNet>),
 }
 
-/// Whether exact names are resolved before the first question.
+/// Whether exact names are resolved before the first question, so that it is answered at once. Only asking opens an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PreResolve {
     /// No.
-    #[default]
     Off,
-    /// In the background.
+    /// In the background; those without an address are named in the log.
+    #[default]
     Warn,
     /// Attach fails where one does not resolve.
     Require,

@@ -18,7 +18,7 @@ use crate::{
         tables::Tables,
     },
     dns,
-    policy::{Answers, Mode, NameTable, Policy},
+    policy::{Answers, Mode, NameTable, Policy, PreResolve, Reach},
 };
 use egress_common::addr::Addr;
 use std::{
@@ -136,6 +136,21 @@ impl Plan {
             grace: policy.dns.grace,
             queries_per_second: policy.dns.queries_per_second,
             observe: policy.mode == Mode::Observe,
+        }
+    }
+
+    /// Asks for the names that the policy spells out, as far as it wants that; wildcards name nothing that could be asked.
+    pub(super) fn resolve_ahead(policy: &Policy, server: &dns::Server) -> Result<(), dns::DnsError> {
+        let exact = policy.allow.names.iter().filter(|rule| rule.pattern.reach() == Reach::Exact);
+        let names: Vec<dns::Name> = exact.filter_map(|rule| rule.pattern.to_string().parse().ok()).collect();
+        match policy.dns.pre_resolve {
+            PreResolve::Off => Ok(()),
+            _ if names.is_empty() => Ok(()),
+            PreResolve::Warn => {
+                server.warm(names);
+                Ok(())
+            }
+            PreResolve::Require => server.require(names),
         }
     }
 

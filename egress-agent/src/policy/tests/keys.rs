@@ -1,6 +1,6 @@
 //! Every documented key: flipped once, refused once, with its position.
 
-use crate::policy::{Answers, Established, Icmp, Local, Mode, Policy, Warning};
+use crate::policy::{Answers, Established, Icmp, Local, Mode, Policy, PreResolve, Warning};
 use std::time::Duration;
 
 fn toml(text: &str) -> Policy {
@@ -57,7 +57,10 @@ fn every_key_changes_what_it_names() {
     }
     assert_eq!(toml("[allow]\nloopback = []").allow.loopback, Local::Closed);
     assert_eq!(toml("[dns]\nanswers = \"any\"").dns.answers, Answers::Any);
-    assert_eq!(toml("[allow]\nunix = \"any\"\n[dns]\npre_resolve = \"off\""), Policy::deny_all());
+    assert_eq!(toml("[allow]\nunix = \"any\"\n[dns]\npre_resolve = \"warn\""), Policy::deny_all());
+    for (text, value) in [("off", PreResolve::Off), ("require", PreResolve::Require)] {
+        assert_eq!(toml(&format!("[dns]\npre_resolve = \"{text}\"")).dns.pre_resolve, value);
+    }
 }
 
 const FULL: &str = r#"version = 1
@@ -193,8 +196,6 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[dns]\ngrace = \"2h\"", "dns.grace: \"2h\", but allowed is \"0s\" to \"1h\""),
         ("[dns]\nqueries_per_second = 0", "dns.queries_per_second: 0, but allowed is a number from 1 to 5000"),
         ("[dns]\nqueries_per_second = 5001", "from 1 to 5000"),
-        ("[dns]\npre_resolve = \"warn\"", "dns.pre_resolve = \"warn\": this build cannot enforce that yet"),
-        ("[dns]\npre_resolve = \"require\"", "this build cannot enforce that yet"),
         ("[dns]\npre_resolve = \"on\"", "dns.pre_resolve: \"on\""),
         ("[bandwidth]\negress = \"100mbit\"", "policy:2:1: bandwidth.egress = \"100mbit\": this build cannot enforce"),
         ("[bandwidth]\nbudget = \"10GB\"", "bandwidth.budget"),
@@ -212,7 +213,7 @@ fn what_is_wrong_is_named_with_its_place() {
 }
 
 #[test]
-fn an_allow_that_a_deny_closes_whole_is_refused_and_its_neighbour_is_not() {
+fn b06_an_allow_that_a_deny_closes_whole_is_refused_and_its_neighbour_is_not() {
     for (allow, deny, refused) in [
         ("names = [\"api.example.com\"]", "names = [\"*.example.com\"]", true),
         ("names = [\"example.com\"]", "names = [\"*.example.com\"]", false),
@@ -253,7 +254,7 @@ fn a_deny_of_loopback_needs_loopback_closed() {
 }
 
 #[test]
-fn dns_servers() {
+fn f06_f07_dns_servers() {
     let servers = |text: &str| Policy::from_toml(&format!("[dns]\nservers = [{text}]"));
     for (text, want) in [
         ("\"198.51.100.53\"", "198.51.100.53:53"),

@@ -30,7 +30,7 @@ fn allowed_below(rules: &[usize], free_labels: usize) -> NameVerdict {
 }
 
 #[test]
-fn patterns_have_one_form() {
+fn b11_patterns_have_one_form() {
     for (text, want) in [
         ("GitHub.com", "github.com"),
         ("github.com.", "github.com"),
@@ -58,7 +58,7 @@ fn patterns_have_one_form() {
 }
 
 #[test]
-fn patterns_that_open_too_much_or_nothing_are_refused() {
+fn b12_patterns_that_open_too_much_or_nothing_are_refused() {
     let long = format!("{}.example", "a".repeat(64));
     let longer = [["a"; 50].join("."), ["b"; 78].join(".")].join(".");
     for (text, part) in [
@@ -149,7 +149,7 @@ fn all_allows_that_match_count() {
 
 /// A figure in time is a bench, not a test: this prints it and checks the verdicts.
 #[test]
-fn ten_thousand_rules() {
+fn b13_ten_thousand_rules() {
     let names: Vec<String> = (0..10_000).map(|n| format!("*.host{n}.zone{}.example.com:443", n % 97)).collect();
     let begin = Instant::now();
     let policy = Policy::from_toml(&format!("[allow]\nnames = {names:?}")).unwrap();

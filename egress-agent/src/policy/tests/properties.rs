@@ -60,7 +60,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_name_rules_never_matters(
+    fn b07_the_order_of_name_rules_never_matters(
         allow in prop::collection::vec(pattern(), 0..6),
         deny in prop::collection::vec(pattern(), 0..3),
         name in name(),
