@@ -33,7 +33,7 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::{sandbox::Identity, verdict::ListenerKey};
+use egress_common::{permit::RuleRef, sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -307,11 +307,12 @@ impl Builder {
 }
 
 pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let text = |text: &RuleText| text.origins().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let rules = image.rules.iter();
-    rules
-        .map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) })
-        .collect()
+    let line = |(reference, (_, text)): (&RuleRef, &(_, RuleText))| RuleLine {
+        index: reference.index,
+        tag: reference.tag,
+        text: text.clone(),
+    };
+    image.rules.iter().map(line).collect()
 }
 
 /// Directories of one owner's pins.
