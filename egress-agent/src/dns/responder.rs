@@ -127,7 +127,7 @@ impl Responder {
         clients: Arc<dyn Clients>,
         events: Arc<dyn DnsEvents>,
     ) -> Self {
-        let clock = Clock::default();
+        let clock = Clock::new();
         Self {
             budget: Mutex::new(Budget::new(state.config.queries_per_second, clock.now())),
             cache: Mutex::new(Cache::new()),

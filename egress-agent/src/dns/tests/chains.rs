@@ -143,7 +143,8 @@ fn d08_d11_closed_addresses_are_taken_out() {
 fn d10_an_address_that_hides_another_is_taken_out() {
     let hidden = ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"];
     let records = hidden.iter().chain(&["2001:db8::7"]).map(|text| address(NAME, 60, text)).collect();
-    let lab = lab(&sections(records, vec![], vec![]));
+    let upstream = sections(records, vec![], vec![]);
+    let lab = lab(&upstream);
     assert_eq!(addresses(&lab.ask(NAME, RecordType::AAAA)), ips(&["2001:db8::7"]));
     assert_eq!(lab.records.permits()[0].addresses, ips(&["2001:db8::7"]));
     assert_eq!(lab.server.counts().filtered, 3);
