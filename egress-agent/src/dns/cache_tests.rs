@@ -5,10 +5,8 @@ fn key(name: &str) -> Key {
 }
 
 fn addresses(ttl: u32) -> Arc<Known> {
-    let found = Found::Addresses {
-        addresses: vec!["198.51.100.7".parse().unwrap()],
-        server: "192.0.2.53:53".parse().unwrap(),
-    };
+    let found =
+        Found::Addresses { addresses: vec!["198.51.100.7".parse().unwrap()], server: "192.0.2.53:53".parse().unwrap() };
     Arc::new(Known { hops: Vec::new(), found, ttl })
 }
 

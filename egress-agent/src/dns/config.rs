@@ -37,6 +37,8 @@ pub struct Config {
     pub grace: Duration,
     /// Twice as many may come at once; more get SERVFAIL, and ten times more none at all.
     pub queries_per_second: u32,
+    /// CNAMEs stay in answers, and their targets may be asked for while the answer lives, A and AAAA alone.
+    pub keep_chains: bool,
     /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
     /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
     /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.

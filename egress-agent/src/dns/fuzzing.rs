@@ -81,6 +81,7 @@ impl FromClient {
             permit_max: policy.dns.permit_max,
             grace: policy.dns.grace,
             queries_per_second: u32::MAX,
+            keep_chains: false,
             observe: false,
         };
         let state = State::new(config, Schedule::default(), None);

@@ -15,6 +15,7 @@ mod cache;
 mod clock;
 mod config;
 mod counters;
+mod derived;
 mod event;
 mod exchange;
 mod flights;

@@ -21,6 +21,15 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// What is let out beside the addresses.
+struct Answer<'a> {
+    name: &'a Name,
+    /// Where it is kept.
+    chain: &'a [Name],
+    ttl: u32,
+    server: SocketAddr,
+}
+
 /// The policy changed before the permit was written.
 pub(super) struct Outdated;
 
@@ -28,7 +37,9 @@ impl State {
     /// The first target of a chain that a deny rule names.
     pub(super) fn denied_hop(&self, hops: &[Name]) -> Option<Refusal> {
         hops.iter().find_map(|hop| match self.config.names.verdict(&hop.labels()) {
-            NameVerdict::Deny { rule } => Some(Refusal { rule: Some(rule), reason: Reason::Hop(Box::new(hop.clone())) }),
+            NameVerdict::Deny { rule } => {
+                Some(Refusal { rule: Some(rule), reason: Reason::Hop(Box::new(hop.clone())) })
+            }
             _ => None,
         })
     }
@@ -85,7 +96,9 @@ impl Responder {
         let content = match (&known.found, denied.filter(|_| !observe)) {
             (_, Some(refusal)) => self.deny(&miss.query, miss.peer, refusal),
             (Found::Addresses { addresses, server }, None) => {
-                return self.release(miss, name, addresses, ttl, *server, out);
+                let chain = if miss.state.config.keep_chains { known.hops.as_slice() } else { &[] };
+                let answer = Answer { name, chain, ttl, server: *server };
+                return self.release(miss, &answer, addresses, out);
             }
             (Found::NoData, None) => Content::nodata(lifetime::negative_ttl(ttl), None),
             (Found::NxDomain, None) => Content::nxdomain(lifetime::negative_ttl(ttl), None),
@@ -98,30 +111,29 @@ impl Responder {
     fn release(
         &self,
         miss: &Miss,
-        name: &Name,
+        answer: &Answer<'_>,
         addresses: &[IpAddr],
-        ttl: u32,
-        server: SocketAddr,
         out: &mut Vec<u8>,
     ) -> Result<Option<Duration>, Outdated> {
+        let Answer { name, chain, ttl, .. } = *answer;
         let config = &miss.state.config;
         let limit = miss.peer.limit(&miss.query);
         let mut kept = self.filter(miss, name, addresses);
         if config.observe {
             // Nothing is kept back, but no name opens a closed address: a connect to it will be reported too.
-            let content = found(Records::Addresses { addresses, ttl: lifetime::answer_ttl(ttl) });
+            let content = found(Records::Addresses { chain, addresses, ttl: lifetime::answer_ttl(ttl) });
             reply::write(&miss.query, &content, limit, out);
             if kept.is_empty() || miss.rules.is_empty() {
                 return Ok(None);
             }
-            return self.permit(miss, name, kept, ttl, server, out);
+            return self.permit(miss, answer, kept, out);
         }
         if kept.is_empty() {
             reply::write(&miss.query, &Content::nodata(POLICY_TTL, Some(Ede::REBINDING)), limit, out);
             return Ok(None);
         }
         let fill = |kept: &[IpAddr], out: &mut Vec<u8>| {
-            let content = found(Records::Addresses { addresses: kept, ttl: lifetime::answer_ttl(ttl) });
+            let content = found(Records::Addresses { chain, addresses: kept, ttl: lifetime::answer_ttl(ttl) });
             reply::write(&miss.query, &content, limit, out)
         };
         let mut written = fill(&kept, out);
@@ -132,19 +144,18 @@ impl Responder {
             written = fill(&kept, out);
         }
         kept.truncate(written);
-        self.permit(miss, name, kept, ttl, server, out)
+        self.permit(miss, answer, kept, out)
     }
 
     /// Permits what the answer in `out` carries, or replaces that answer.
     fn permit(
         &self,
         miss: &Miss,
-        name: &Name,
+        answer: &Answer<'_>,
         addresses: Vec<IpAddr>,
-        ttl: u32,
-        server: SocketAddr,
         out: &mut Vec<u8>,
     ) -> Result<Option<Duration>, Outdated> {
+        let Answer { name, chain, ttl, server } = *answer;
         let config = &miss.state.config;
         let life = lifetime::permit_life(ttl, config.permit_min, config.permit_max, config.grace);
         let current = self.lock();
@@ -152,6 +163,10 @@ impl Responder {
             return Err(Outdated);
         }
         let result = self.permits.permit(config.generation, name, &addresses, &miss.rules, life);
+        if result.is_ok() && !chain.is_empty() {
+            // Still under the policy lock: the rules are this policy's.
+            self.derived().note(chain, &miss.rules, lifetime::answer_ttl(ttl), self.clock.now());
+        }
         drop(current);
         match result {
             Ok(new) => {

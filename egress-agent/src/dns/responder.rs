@@ -7,6 +7,7 @@ use super::{
     clock::Clock,
     config::Config,
     counters::Counters,
+    derived::Derived,
     event::{Clients, Denial, DnsEvent, DnsEvents, Reason},
     flights::Flights,
     gate::{self, Decision, Pass, Refusal},
@@ -105,6 +106,7 @@ pub(super) struct Responder {
     budget: Mutex<Budget>,
     cache: Mutex<Cache>,
     tunnels: Mutex<Tunnels>,
+    derived: Mutex<Derived>,
     pub(super) clock: Clock,
     pub(super) flights: Flights,
     pub(super) permits: Arc<dyn Permits>,
@@ -132,6 +134,7 @@ impl Responder {
             budget: Mutex::new(Budget::new(state.config.queries_per_second, clock.now())),
             cache: Mutex::new(Cache::new()),
             tunnels: Mutex::default(),
+            derived: Mutex::new(Derived::new()),
             clock,
             flights: Flights::default(),
             state: Mutex::new(state),
@@ -161,6 +164,10 @@ impl Responder {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn derived(&self) -> MutexGuard<'_, Derived> {
+        self.derived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,6 +177,7 @@ impl Responder {
         self.budget().set_rate(state.config.queries_per_second);
         let servers = Arc::clone(&state.upstreams);
         let previous = std::mem::replace(&mut *self.lock(), state);
+        self.derived().clear();
         if !Arc::ptr_eq(&previous.upstreams, &servers) {
             self.flights.clear();
             self.cache().clear();
@@ -263,6 +271,14 @@ impl Responder {
     pub(super) fn judge(&self, query: &Query, peer: Peer, state: &State, out: &mut Vec<u8>) -> Option<Pass> {
         let decision = gate::decide(&query.question, &*state.config.names, state.config.observe);
         let qtype = query.question.qtype();
+        if let Decision::Deny(Refusal { rule: None, reason: Reason::Unlisted | Reason::Ancestor | Reason::Local }) =
+            &decision
+            && state.config.keep_chains
+            && gate::is_address(qtype)
+            && let Some(rules) = self.derived().rules(&query.question.name(), self.clock.now())
+        {
+            return Some(Pass { rules, free_labels: None });
+        }
         let pointers;
         let loopback;
         let content = match decision {
@@ -280,7 +296,7 @@ impl Responder {
                     _ => [IpAddr::V6(Ipv6Addr::LOCALHOST)],
                 };
                 if gate::is_address(qtype) {
-                    found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL })
+                    found(Records::Addresses { chain: &[], addresses: &loopback, ttl: LOOPBACK_TTL })
                 } else {
                     Content::nodata(POLICY_TTL, None)
                 }

@@ -23,14 +23,16 @@ fn f08_at_most_4_kib_of_new_labels_leave_in_any_minute() {
     for number in 0..10_000 {
         let second = u64::from(number) / 20;
         let label = word(number);
-        let (passes, report) = tunnels.take(&name(&format!("{label}.wild.test")), 1, start + Duration::from_secs(second));
+        let (passes, report) =
+            tunnels.take(&name(&format!("{label}.wild.test")), 1, start + Duration::from_secs(second));
         if passes {
             sent.push((second, label.len()));
         }
         reports += u64::from(report.is_some());
     }
     for from in 0..500 {
-        let octets: usize = sent.iter().filter(|(at, _)| (from..from + 60).contains(at)).map(|(_, octets)| octets).sum();
+        let octets: usize =
+            sent.iter().filter(|(at, _)| (from..from + 60).contains(at)).map(|(_, octets)| octets).sum();
         assert!(octets <= 4096, "{octets} octets in the minute from {from}");
     }
     assert!(sent.len() > 100, "some pass");
@@ -68,14 +70,18 @@ fn f09_names_as_builds_ask_for_them_stay_below_the_limits() {
     let mut names: Vec<(String, usize)> = Vec::new();
     for number in 0..40 {
         names.push((format!("productionresultssa{number}.blob.core.test"), 1));
-        names.push((format!("d{:013x}.cdn-front.test", u64::from(word(number).as_bytes()[0]) * 7919 + u64::from(number)), 1));
+        names.push((
+            format!("d{:013x}.cdn-front.test", u64::from(word(number).as_bytes()[0]) * 7919 + u64::from(number)),
+            1,
+        ));
     }
     for region in ["us-east-1", "us-west-2", "eu-central-1", "ap-southeast-2"] {
         for bucket in ["my-artifacts", "prod-starport-layer-bucket", "npm-cache"] {
             names.push((format!("{bucket}.s3.dualstack.{region}.hoster.test"), 4));
         }
     }
-    for host in ["registry", "files", "pypi", "index", "static", "objects", "raw", "codeload", "pkg-containers", "api"] {
+    for host in ["registry", "files", "pypi", "index", "static", "objects", "raw", "codeload", "pkg-containers", "api"]
+    {
         names.push((format!("{host}.forge.test"), 1));
         names.push((format!("{host}.eu.forge.test"), 2));
     }

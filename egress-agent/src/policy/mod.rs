@@ -183,6 +183,8 @@ pub struct DnsPolicy {
     pub queries_per_second: u32,
     /// Whether exact names are resolved at attach.
     pub pre_resolve: PreResolve,
+    /// What becomes of the CNAME records of an answer.
+    pub cname: Cnames,
 }
 
 impl Default for DnsPolicy {
@@ -195,6 +197,7 @@ impl Default for DnsPolicy {
             grace: Duration::from_secs(120),
             queries_per_second: 500,
             pre_resolve: PreResolve::Warn,
+            cname: Cnames::Flatten,
         }
     }
 }
@@ -222,6 +225,17 @@ pub enum PreResolve {
     Warn,
     /// Attach fails where one does not resolve.
     Require,
+}
+
+/// What becomes of the CNAME records of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Cnames {
+    /// The addresses stand at the name that was asked for: no target needs a rule.
+    #[default]
+    Flatten,
+    /// They stay, and their targets may be asked for while the answer lives: for clients that want the canonical name, and
+    /// for resolvers inside the sandbox that ask for each link.
+    Keep,
 }
 
 /// What a reload does to flows that lost their allow.

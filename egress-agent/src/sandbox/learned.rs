@@ -58,7 +58,8 @@ impl Learned {
         let beyond = (self.by_address.len() + unknown).saturating_sub(AT_MOST);
         if beyond_name > 0 || beyond > 0 {
             let oldest = self.oldest_of(name, addresses);
-            let alone = oldest.iter().filter(|address| self.by_address.get(address).is_some_and(|held| held.len() == 1));
+            let alone =
+                oldest.iter().filter(|address| self.by_address.get(address).is_some_and(|held| held.len() == 1));
             if alone.clone().count() < beyond {
                 return Err(Full);
             }

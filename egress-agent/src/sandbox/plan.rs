@@ -18,7 +18,7 @@ use crate::{
         tables::Tables,
     },
     dns,
-    policy::{Answers, Mode, NameTable, Policy, PreResolve, Reach},
+    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach},
 };
 use egress_common::addr::Addr;
 use std::{
@@ -135,6 +135,7 @@ impl Plan {
             permit_max: policy.dns.permit_max,
             grace: policy.dns.grace,
             queries_per_second: policy.dns.queries_per_second,
+            keep_chains: policy.dns.cname == Cnames::Keep,
             observe: policy.mode == Mode::Observe,
         }
     }

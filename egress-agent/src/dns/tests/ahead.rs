@@ -18,7 +18,8 @@ fn names(texts: &[&str]) -> Vec<Name> {
 }
 
 fn good(asked: &Asked) -> Vec<Vec<u8>> {
-    let records = if asked.qtype() == RecordType::A { vec![address(&asked.name(), 60, "198.51.100.7")] } else { vec![] };
+    let records =
+        if asked.qtype() == RecordType::A { vec![address(&asked.name(), 60, "198.51.100.7")] } else { vec![] };
     whole(&asked.reply(records))
 }
 

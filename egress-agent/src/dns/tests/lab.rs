@@ -173,6 +173,7 @@ pub(crate) fn config(rules: Rules, servers: &[SocketAddr]) -> Config {
         permit_max: Duration::from_secs(3600),
         grace: Duration::from_secs(120),
         queries_per_second: 100_000,
+        keep_chains: false,
         observe: false,
     }
 }
@@ -255,7 +256,7 @@ pub(crate) fn query(name: &str, qtype: RecordType, size: Option<u16>) -> Vec<u8>
     message.to_vec().unwrap()
 }
 
-/// The addresses of an answer, in order.
+/// The addresses of a flattened answer, in order.
 pub(crate) fn addresses(message: &Message) -> Vec<IpAddr> {
     let of = |record: &Record| match &record.data {
         rr::RData::A(a) => IpAddr::V4(a.0),

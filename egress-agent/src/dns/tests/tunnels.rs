@@ -46,7 +46,10 @@ fn f08_t36_words_below_a_wildcard_stop_at_4_kib_a_minute() {
     assert_eq!(base, "wild.test");
     // What is known, and what a rule spells out, is free.
     assert_eq!(addresses(&lab.ask_a(&format!("{}.wild.test", word(0)))), ips(&["198.51.100.7"]));
-    assert_eq!(lab.ask(&format!("{}.wild.test", word(0)), RecordType::AAAA).metadata.response_code, ResponseCode::NoError);
+    assert_eq!(
+        lab.ask(&format!("{}.wild.test", word(0)), RecordType::AAAA).metadata.response_code,
+        ResponseCode::NoError
+    );
     assert_eq!(addresses(&lab.ask_a("api.wild.test")), ips(&["198.51.100.7"]));
     // A minute on there is room again.
     lab.later(Duration::from_secs(61));
@@ -75,7 +78,9 @@ fn f09_a_builds_names_trip_nothing() {
     let upstream = obliging();
     let lab = Lab::start(allow(&["*.blob.core.test", "*.cdn-front.test", "*.forge.test"]), &[&upstream]);
     let mut hosts: Vec<String> = (0..40).map(|number| format!("productionresultssa{number}.blob.core.test")).collect();
-    hosts.extend((0..20_u64).map(|number| format!("d{:013x}.cdn-front.test", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 12)));
+    hosts.extend(
+        (0..20_u64).map(|number| format!("d{:013x}.cdn-front.test", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 12)),
+    );
     for host in ["registry", "files", "index", "objects", "raw", "codeload", "pkg-containers", "ghcr"] {
         hosts.push(format!("{host}.forge.test"));
     }
@@ -90,8 +95,10 @@ fn f09_a_builds_names_trip_nothing() {
 #[test]
 fn f11_denied_names_cost_no_upstream_and_hardly_any_time() {
     let upstream = obliging();
-    let (flooded, other) =
-        (Lab::start(allow(&["api.example.test"]), &[&upstream]), Lab::start(allow(&["api.example.test"]), &[&upstream]));
+    let (flooded, other) = (
+        Lab::start(allow(&["api.example.test"]), &[&upstream]),
+        Lab::start(allow(&["api.example.test"]), &[&upstream]),
+    );
     let client = flooded.client();
     let mut buffer = [0; 512];
     for number in 0..10_000 {

@@ -1,6 +1,6 @@
 //! Every documented key: flipped once, refused once, with its position.
 
-use crate::policy::{Answers, Established, Icmp, Local, Mode, Policy, PreResolve, Warning};
+use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Warning};
 use std::time::Duration;
 
 fn toml(text: &str) -> Policy {
@@ -43,7 +43,7 @@ fn every_key_changes_what_it_names() {
     assert_eq!(dns.servers, ["198.51.100.53:53".parse().unwrap(), "[2001:db8::53]:5353".parse().unwrap()]);
     assert_eq!(dns.answers, Answers::Nets(vec!["10.2.0.0/16".parse().unwrap()]));
     assert_eq!((dns.permit_min, dns.permit_max), (Duration::from_secs(10), Duration::from_mins(10)));
-    assert_eq!((dns.grace, dns.queries_per_second), (Duration::ZERO, 77));
+    assert_eq!((dns.grace, dns.queries_per_second, dns.cname), (Duration::ZERO, 77, Cnames::Keep));
     let position = full.allow.names.first().and_then(|rule| rule.at.clone()).unwrap();
     assert_eq!(position.to_string(), "policy:10:12");
 
@@ -88,6 +88,7 @@ permit_max = "10m"
 grace = "0s"
 queries_per_second = 77
 pre_resolve = "off"
+cname = "keep"
 [reload]
 established = "keep"
 "#;
@@ -197,6 +198,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[dns]\nqueries_per_second = 0", "dns.queries_per_second: 0, but allowed is a number from 1 to 5000"),
         ("[dns]\nqueries_per_second = 5001", "from 1 to 5000"),
         ("[dns]\npre_resolve = \"on\"", "dns.pre_resolve: \"on\""),
+        ("[dns]\ncname = true", "dns.cname: true, but allowed is \"flatten\" or \"keep\""),
         ("[bandwidth]\negress = \"100mbit\"", "policy:2:1: bandwidth.egress = \"100mbit\": this build cannot enforce"),
         ("[bandwidth]\nbudget = \"10GB\"", "bandwidth.budget"),
         ("[reload]\nestablished = \"drop\"", "reload.established: \"drop\", but allowed is \"cut\" or \"keep\""),
