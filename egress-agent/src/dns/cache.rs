@@ -17,7 +17,7 @@ const ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Longest life of an answer, whatever its TTL says.
 const MAX_TTL: u32 = 3600;
 /// How long an answer that grew old still helps out while no upstream answers (RFC 8767, 5: at most days).
-const STALE: Duration = Duration::from_secs(15 * 60);
+const STALE: Duration = Duration::from_mins(15);
 /// After a failure upstreams are left alone for this long where an old answer is at hand (RFC 8767, 5: at most 30 s).
 const RECHECK: Duration = Duration::from_secs(5);
 

@@ -34,7 +34,7 @@ fn a_ttl_counts_down_to_its_end() {
     }
     for (ttl, life) in [(0, 1), (1, 1), (86_400, 3600)] {
         cache.put(key("a.test"), addresses(ttl), start);
-        assert!(fresh(&mut cache, "a.test", start + secs(life) - Duration::from_millis(1)).is_some(), "{ttl}");
+        assert!(fresh(&mut cache, "a.test", start + Duration::from_millis(life * 1000 - 1)).is_some(), "{ttl}");
         assert_eq!(fresh(&mut cache, "a.test", start + secs(life)), None, "{ttl}");
     }
 }
@@ -43,12 +43,13 @@ fn a_ttl_counts_down_to_its_end() {
 fn e16_old_addresses_help_out_for_15_minutes_and_nothing_else_does() {
     let (mut cache, start) = (Cache::new(), Instant::now());
     cache.put(key("a.test"), addresses(60), start);
-    let end = start + secs(60 + 15 * 60);
-    assert!(matches!(cache.get(&key("a.test"), end - secs(1)), Some(Cached::Stale { ask: true, .. })));
-    cache.failed(&key("a.test"), end - secs(10));
-    assert!(matches!(cache.get(&key("a.test"), end - secs(6)), Some(Cached::Stale { ask: false, .. })));
-    assert!(matches!(cache.get(&key("a.test"), end - secs(5)), Some(Cached::Stale { ask: true, .. })));
-    assert!(cache.get(&key("a.test"), end).is_none());
+    let end = 60_u64 + 15 * 60;
+    let before = |seconds| start + secs(end - seconds);
+    assert!(matches!(cache.get(&key("a.test"), before(1)), Some(Cached::Stale { ask: true, .. })));
+    cache.failed(&key("a.test"), before(10));
+    assert!(matches!(cache.get(&key("a.test"), before(6)), Some(Cached::Stale { ask: false, .. })));
+    assert!(matches!(cache.get(&key("a.test"), before(5)), Some(Cached::Stale { ask: true, .. })));
+    assert!(cache.get(&key("a.test"), before(0)).is_none());
     assert!(!cache.holds(&key("a.test")));
     for found in [Found::NoData, Found::NxDomain] {
         cache.put(key("a.test"), negative(found, 600), start);

@@ -136,13 +136,12 @@ impl Responder {
             Some(Cached::Stale { known, ask: false }) => Ok((known, STALE_TTL)),
             Some(Cached::Stale { known, ask: true }) => {
                 // In a task of its own, which goes on when patience ends.
-                match timeout(STALE_PATIENCE, self.renew(state, key)).await {
-                    Ok(Ok(Ok(renewed))) => Ok((Arc::clone(&renewed), renewed.ttl)),
-                    _ => {
-                        self.cache().failed(key, self.clock.now());
-                        Ok((known, STALE_TTL))
-                    }
+                if let Ok(Ok(Ok(renewed))) = timeout(STALE_PATIENCE, self.renew(state, key)).await {
+                    let ttl = renewed.ttl;
+                    return Ok((renewed, ttl));
                 }
+                self.cache().failed(key, self.clock.now());
+                Ok((known, STALE_TTL))
             }
             None => self.fly(state, key, Asker::Sandbox).await.map(|known| (Arc::clone(&known), known.ttl)),
         }

@@ -79,13 +79,12 @@ impl Learned {
     /// A name leads to the address at least until then.
     pub(super) fn note(&mut self, address: IpAddr, name: &str, expires_ns: u64) {
         let held = self.by_address.entry(address).or_default();
-        match held.iter_mut().find(|held| held.name == name) {
-            Some(known) => known.expires_ns = known.expires_ns.max(expires_ns),
-            None => {
-                held.push(Held { name: name.to_owned(), expires_ns });
-                self.by_name.entry(name.to_owned()).or_default().insert(address);
-            }
+        if let Some(known) = held.iter_mut().find(|held| held.name == name) {
+            known.expires_ns = known.expires_ns.max(expires_ns);
+            return;
         }
+        held.push(Held { name: name.to_owned(), expires_ns });
+        self.by_name.entry(name.to_owned()).or_default().insert(address);
     }
 
     /// Names that lead to the address now.

@@ -34,9 +34,8 @@ fn mortal() -> (Upstream, Arc<AtomicBool>) {
     let dead = Arc::new(AtomicBool::new(false));
     let upstream = {
         let dead = Arc::clone(&dead);
-        Upstream::start(move |asked| match dead.load(Ordering::SeqCst) {
-            true => whole(&asked.code(ResponseCode::ServFail)),
-            false => good(asked),
+        Upstream::start(move |asked| {
+            if dead.load(Ordering::SeqCst) { whole(&asked.code(ResponseCode::ServFail)) } else { good(asked) }
         })
     };
     (upstream, dead)
@@ -72,6 +71,8 @@ fn f10_what_is_asked_at_once_is_asked_once() {
         wait.lock().unwrap().recv().unwrap();
         good(asked)
     });
+    // Dropped before the upstream, which would wait for ever where the test fails.
+    let go = go;
     let lab = Lab::scheduled(config(allow(&[NAME]), &[upstream.address]), patient());
     let clients: Vec<_> = (0..100).map(|_| lab.client()).collect();
     for client in &clients {
@@ -284,6 +285,8 @@ fn a_question_outlives_the_client_that_asked_it_first() {
         wait.lock().unwrap().recv().unwrap();
         good(asked)
     });
+    // Dropped before the upstream, which would wait for ever where the test fails.
+    let go = go;
     let lab = Lab::scheduled(config(allow(&[NAME]), &[upstream.address]), patient());
     let mut first = std::net::TcpStream::connect(lab.tcp).unwrap();
     write_frame(&mut first, &query(NAME, RecordType::A, None));

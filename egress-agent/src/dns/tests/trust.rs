@@ -283,7 +283,7 @@ fn f04_a_server_that_came_back_is_asked_first_again() {
 
 /// Chi-square of counts that should all be the same.
 fn chi_square(counts: &[u32]) -> f64 {
-    let expected = f64::from(counts.iter().sum::<u32>()) / counts.len() as f64;
+    let expected = f64::from(counts.iter().sum::<u32>()) / f64::from(u32::try_from(counts.len()).unwrap());
     counts.iter().map(|&count| (f64::from(count) - expected).powi(2) / expected).sum()
 }
 
