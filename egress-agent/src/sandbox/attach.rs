@@ -37,6 +37,7 @@ use egress_common::{permit::RuleRef, sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
 /// Collects what a sandbox is made of.
@@ -189,10 +190,13 @@ impl Builder {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
         let capacity = plan.capacity;
+        let started = Instant::now();
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
         if !plan.found.devices.is_empty() {
             programs.load_device_programs()?;
         }
+        tracing::debug!(took_us = started.elapsed().as_micros(), "programs loaded");
+        let started = Instant::now();
         let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
         let records = Records::take(&mut programs)?;
         let nonce = rand::random::<u64>().max(1);
@@ -261,6 +265,7 @@ impl Builder {
             plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
+        tracing::debug!(took_us = started.elapsed().as_micros(), "hooks attached");
         sink.emit(&about(Kind::Attach, &subject));
         if let Some(claim) = claim {
             claim.keep();
