@@ -172,18 +172,13 @@ impl Builder {
             // Whoever has this name already keeps what is pinned under it.
             Err(error) => Err(error.into()),
         };
-        match made {
-            Ok(sandbox) => {
-                // Nobody waits for this one's names. Closed meanwhile; detached where a name is required and not there.
-                drop((root, turn));
-                sandbox.resolve_ahead()?;
-                Ok(sandbox)
-            }
-            Err(error) => {
-                end_of_pins(&self.directories, root, turn);
-                Err(error)
-            }
+        if made.is_err() {
+            end_of_pins(&self.directories, root, turn);
+            return made;
         }
+        // Nobody waits for this one's names. Closed meanwhile; detached where a name is required and not there.
+        drop((root, turn));
+        made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
     }
 
     fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
