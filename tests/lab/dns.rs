@@ -106,7 +106,7 @@ fn respond(bytes: &[u8], server: SocketAddr, src: SocketAddr, tcp: bool, zone: &
         answer.add_authority(soa());
         return Some((answer.to_vec().ok()?, Duration::ZERO));
     };
-    if entry.silent {
+    if entry.silent || entry.silent_for == Some(kind) {
         return None;
     }
     if zone.takes_failure(&name) {
