@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_proto::rr::RecordType;
@@ -22,6 +22,8 @@ pub struct Query {
     pub kind: RecordType,
     /// True when it came by TCP.
     pub tcp: bool,
+    /// When.
+    pub at: Instant,
 }
 
 /// What is known of one name.

@@ -1,5 +1,6 @@
 //! Names as real clients ask for them: the layers C and K of the DNS half's cases, and the acceptance tests on names.
 
+mod acceptance;
 mod clients;
 mod forwarders;
 mod lifecycle;
