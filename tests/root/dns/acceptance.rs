@@ -144,7 +144,7 @@ fn t29_name_matching() {
 
     let inside = Inside::start(lab.egressd("run").flags(&shuffled(0)));
     let told = lab.egressd("explain").arg("secret.github.test:80").output();
-    told.exits(0).says("--deny secret.github.test");
+    told.exits(0).says("denied_by_rule, by \"secret.github.test\"");
     lab.egressd("explain").arg("api.github.test:80").output().exits(0).says("*.github.test");
     inside.end();
     lab.unconfined(&format!("curl -fsS -m3 http://{EVIL}/")).exits(0);
