@@ -114,7 +114,7 @@ impl World {
         self.spawn(&["unbound", "-d", "-p", "-c", &configuration.to_string_lossy()])
     }
 
-    fn egressd(&self, program: &Path, names: impl Iterator<Item = String>, cgroups: &[&Cgroup]) -> Result<Running> {
+    fn egressd(&self, program: &Path, names: impl Iterator<Item = String>, cgroups: &[&Cgroup]) -> Running {
         let quoted: Vec<String> = names.map(|name| format!("  \"{name}\",\n")).collect();
         let policy = format!(
             "version = 1\n[allow]\nnames = [\n{}]\n[dns]\nservers = [\"{}\"]\npre_resolve = \"off\"\n",
@@ -127,7 +127,7 @@ impl World {
         command.args([&policy, &state, &pin]).args(cgroups.iter().map(|cgroup| cgroup.path()));
         let mut running = Running::spawn(command);
         running.says("after_kib", PATIENCE);
-        Ok(running)
+        running
     }
 }
 
@@ -144,7 +144,7 @@ pub(super) fn idle(program: &Path, sandboxes: usize) -> Result<f64> {
     let world = World::new();
     let cgroups: Vec<Cgroup> = (0..sandboxes).map(|number| world.cgroup.child(&number.to_string())).collect();
     let names = std::iter::once("ok.test".to_owned());
-    let running = world.egressd(program, names, &cgroups.iter().collect::<Vec<_>>())?;
+    let running = world.egressd(program, names, &cgroups.iter().collect::<Vec<_>>());
     let said = running.stdout();
     let Idle { before_kib, after_kib } = serde_json::from_str(said.trim()).context("names told no figures")?;
     let output = running.finish(PATIENCE);
@@ -163,7 +163,7 @@ impl Side {
                 world.dnsmasq(&["--nftset=/bench.test/4#inet#bench#permitted"])?
             }
             Resolver::Unbound => world.unbound()?,
-            Resolver::Egressd => world.egressd(program, messages::allowed(), &[&world.cgroup])?,
+            Resolver::Egressd => world.egressd(program, messages::allowed(), &[&world.cgroup]),
         };
         let generator = Generator::start(&world, resolver)?;
         let mut side = Self { resolver, generator, server, _upstream: upstream, _world: world };
