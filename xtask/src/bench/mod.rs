@@ -22,8 +22,8 @@ pub(crate) struct Options {
     /// Paired rounds of each measurement: 31 for the filter, 9 for names
     #[arg(long)]
     rounds: Option<usize>,
-    /// Filter: permitted addresses, in rising order; a policy has room for about 32 000 lines
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 32_000])]
+    /// Filter: permitted addresses, in rising order
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 100_000])]
     permits: Vec<u32>,
     /// A tenth of the packets, results not written: shows that it runs
     #[arg(long)]
