@@ -45,8 +45,15 @@ pub(crate) fn serve(server: SocketAddr) -> Result<()> {
     let mut out = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let ask: Ask = serde_json::from_str(&line?)?;
-        let measured = if ask.outstanding == 1 { client.one_by_one(ask)? } else { client.many_at_once(ask)? };
-        writeln!(out, "{measured}")?;
+        let measured = if ask.outstanding == 1 { client.one_by_one(ask) } else { client.many_at_once(ask) };
+        match measured {
+            Ok(measured) => writeln!(out, "{measured}")?,
+            Err(error) => {
+                writeln!(out, "{ask:?}: {error:#}")?;
+                // What comes late must not be taken for an answer to the next.
+                client = Client { next: client.next, ..Client::new(server)? };
+            }
+        }
         out.flush()?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use super::{
     messages,
     upstream::{self, Upstream},
 };
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lab::{Cgroup, Lab, Netns, Running};
 use serde::Deserialize;
 use std::{
@@ -179,7 +179,6 @@ impl Side {
                 bail!("{} does not answer: {error:#}\n{}", self.resolver.name(), self.server.said());
             }
             std::thread::sleep(Duration::from_millis(20));
-            self.generator.restart()?;
         }
         Ok(())
     }
@@ -211,49 +210,33 @@ impl Drop for Side {
 }
 
 struct Generator {
-    netns: Netns,
-    cgroup: Cgroup,
-    server: SocketAddr,
-    running: Option<(Child, BufReader<ChildStdout>)>,
+    child: Child,
+    answers: BufReader<ChildStdout>,
 }
 
 impl Generator {
     fn start(world: &World, resolver: Resolver) -> Result<Self> {
         // In a sandbox whichever server is asked, egressd answers.
         let ip = if resolver == Resolver::Egressd { Ipv4Addr::new(203, 0, 113, 53) } else { Ipv4Addr::LOCALHOST };
-        let (netns, cgroup) = (world.netns.clone(), world.cgroup.clone());
-        let mut generator = Self { netns, cgroup, server: (ip, 53).into(), running: None };
-        generator.restart()?;
-        Ok(generator)
-    }
-
-    fn restart(&mut self) -> Result<()> {
-        self.end();
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["ask", &self.server.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        // One that comes too early says so, and is started again.
-        command.stderr(Stdio::null());
-        self.netns.place(&mut command);
-        self.cgroup.place(&mut command);
+        command.args(["ask", &SocketAddr::from((ip, 53)).to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        world.netns.place(&mut command);
+        world.cgroup.place(&mut command);
         let mut child = command.spawn().context("cannot start the generator")?;
         let answers = BufReader::new(child.stdout.take().context("stdout is not a pipe")?);
-        self.running = Some((child, answers));
-        Ok(())
+        Ok(Self { child, answers })
     }
 
     fn ask(&mut self, ask: Ask) -> Result<f64> {
-        let (child, answers) = self.running.as_mut().context("the generator has ended")?;
-        let stdin = child.stdin.as_mut().context("the generator has ended")?;
+        let stdin = self.child.stdin.as_mut().context("the generator has ended")?;
         writeln!(stdin, "{}", serde_json::to_string(&ask)?)?;
         let mut line = String::new();
-        answers.read_line(&mut line)?;
-        line.trim().parse().context("the generator has died")
+        self.answers.read_line(&mut line)?;
+        line.trim().parse().map_err(|_| anyhow!("{}", line.trim()))
     }
 
     fn end(&mut self) {
-        if let Some((mut child, _)) = self.running.take() {
-            child.stdin = None;
-            let _status = child.wait();
-        }
+        self.child.stdin = None;
+        let _status = self.child.wait();
     }
 }
