@@ -4,6 +4,7 @@ mod acceptance;
 mod clients;
 mod forwarders;
 mod lifecycle;
+mod matching;
 mod matrix;
 mod race;
 mod transports;
