@@ -42,15 +42,15 @@ pub(super) struct Mutant {
     pub(super) why: String,
 }
 
-/// What has to be built for a mutant, from the cheapest.
+/// What has to be built for a mutant, in the order in which they are tried.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Part {
     /// The tests of egress-common.
     Common,
-    /// The unit tests of the library egress-agent.
-    Agent,
     /// egressd, and the tests that need root.
     Root,
+    /// The unit tests of the library egress-agent.
+    Agent,
 }
 
 impl Mutant {

@@ -57,8 +57,8 @@ pub(super) struct Tree {
     build: PathBuf,
     /// Of everything that is built or run.
     fingerprint: u64,
-    /// What the tree as it is was built into.
-    whole: BTreeMap<Part, Built>,
+    /// The tests of the part that is tried, as built of the tree as it is.
+    whole: Vec<TestAt>,
 }
 
 impl Tree {
@@ -66,7 +66,7 @@ impl Tree {
     pub(super) fn copy() -> Result<Self> {
         let workspace = cargo::workspace();
         let mut tree =
-            Self { root: workspace.join(TREE), build: workspace.join(BUILD), fingerprint: 0, whole: BTreeMap::new() };
+            Self { root: workspace.join(TREE), build: workspace.join(BUILD), fingerprint: 0, whole: Vec::new() };
         let files = style::files()?;
         let mut hasher = DefaultHasher::new();
         for path in &files {
@@ -107,10 +107,7 @@ impl Tree {
             Part::Root => self.cargo(&["build", "--bin", "egressd"])?,
         };
         if part != Part::Common {
-            command.args(PACKAGES);
-        }
-        if part == Part::Root {
-            command.args(QUICKLY);
+            command.args(PACKAGES).args(QUICKLY);
         }
         if part == Part::Root && linked {
             command.args(["--test", "root"]);
@@ -122,34 +119,29 @@ impl Tree {
         Ok(Some(Built { tests, egressd: egressd.into_iter().next().map(|it| it.path) }))
     }
 
-    /// Every test must be green on the tree as it is, or its red proves nothing.
+    /// Builds the tree as it is for mutants of one part. Every test of theirs must be green then, or its red proves nothing.
     pub(super) fn baseline(&mut self, mutants: &[&Mutant]) -> Result<bool> {
-        let mut by_part: BTreeMap<Part, BTreeSet<&str>> = BTreeMap::new();
-        for mutant in mutants {
-            by_part.entry(mutant.part()).or_default().extend(mutant.tests.iter().map(String::as_str));
-        }
-        let mut red = 0;
-        for (part, tests) in by_part {
-            let mut built = self.build(part, true)?.context("the tree does not build as it is")?;
-            built.keep_tests(part)?;
-            println!("{} tests on the tree as it is", tests.len());
-            let (tally, _) = built.run(&tests)?;
-            if tally.is_green() && tally.passed == tests.len() {
-                self.whole.insert(part, built);
-                continue;
-            }
+        let Some(part) = mutants.first().map(|mutant| mutant.part()) else { return Ok(true) };
+        let tests: BTreeSet<&str> = mutants.iter().flat_map(|mutant| &mutant.tests).map(String::as_str).collect();
+        let mut built = self.build(part, true)?.context("the tree does not build as it is")?;
+        built.keep_tests(part)?;
+        println!("{} tests on the tree as it is", tests.len());
+        let (tally, _) = built.run(&tests)?;
+        let mut green = tally.is_green() && tally.passed == tests.len();
+        if !green {
             // One by one: which are they, and are they red without company?
+            green = true;
             for test in tests {
                 let (tally, said) = built.run(&[test].into())?;
                 ensure!(tally != Tally::default(), "no test is named {test}");
                 if !tally.is_green() {
                     println!("{test} is red on the tree as it is: {}", what_turned_red(&said));
-                    red += 1;
+                    green = false;
                 }
             }
-            self.whole.insert(part, built);
         }
-        Ok(red == 0)
+        self.whole = built.tests;
+        Ok(green)
     }
 
     pub(super) fn try_one(&self, mutant: &Mutant) -> Result<End> {
@@ -164,7 +156,7 @@ impl Tree {
     fn end_of(&self, mutant: &Mutant) -> Result<End> {
         let Some(mut built) = self.build(mutant.part(), mutant.linked)? else { return Ok(End::DoesNotBuild) };
         if built.tests.is_empty() {
-            built.tests = self.whole.get(&mutant.part()).map(|whole| whole.tests.clone()).unwrap_or_default();
+            built.tests.clone_from(&self.whole);
         }
         let (mut red, mut green) = (Vec::new(), Vec::new());
         for test in &mutant.tests {
@@ -194,9 +186,12 @@ fn forget_all_but(kept: &HashSet<PathBuf>, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Test executables with the directory that each runs in, and the egressd that root tests run.
+/// A test executable, and the directory that it runs in.
+type TestAt = (PathBuf, PathBuf);
+
+/// Test executables, and the egressd that root tests run.
 struct Built {
-    tests: Vec<(PathBuf, PathBuf)>,
+    tests: Vec<TestAt>,
     egressd: Option<PathBuf>,
 }
 
