@@ -4,6 +4,8 @@
 #[expect(dead_code, reason = "its command line is for people; what it does is called here")]
 mod runtime;
 
+mod rollback;
+
 use crate::job::{Job, drops, listeners, now_ns};
 use egress_agent::{
     observe::event::{Kind, Verdict},
