@@ -2,6 +2,11 @@
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain};
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+use std::{fs, path::Path};
 
 /// The nested build compiles `core` for the BPF target, which stable refuses without this.
 const RUSTC_BOOTSTRAP: &str = "RUSTC_BOOTSTRAP";
@@ -21,10 +26,30 @@ fn main() -> Result<()> {
     )?;
     // AYA_BUILD_SKIP (clippy and rustdoc need no object) leaves no file, and include_bytes! would not compile.
     let object = std::path::PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("egress");
-    if !object.exists() {
-        std::fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))?;
+    if object.exists() {
+        without_dwarf(&object).with_context(|| format!("cannot shorten {}", object.display()))
+    } else {
+        fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))
     }
-    Ok(())
+}
+
+/// BTF is made from DWARF, and nobody needs that afterwards: four fifths of the object, which every start would walk through.
+fn without_dwarf(path: &Path) -> Result<()> {
+    let whole = fs::read(path)?;
+    let mut object = Builder::read(whole.as_slice())?;
+    for section in &mut object.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
+    }
+    object.delete_orphans();
+    // LLVM keeps the names of sections and symbols in one section; the writer wants two.
+    let names = object.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut short = Vec::new();
+    object.write(&mut short)?;
+    Ok(fs::write(path, short)?)
 }
 
 /// Git revision and whether the tree had changes, for `egressd version` and the first line of the log.

@@ -60,7 +60,8 @@ pub struct Rule {
     pub flags: u32,
     /// How many of `ranges` count.
     pub len: u32,
-    /// Union of these is what the rule speaks of; all zero (no protocol, so no hit) from `len` on.
+    /// Union of these is what the rule speaks of; all zero (no protocol, so no hit) from `len` on. A deny of every port has
+    /// that one range alone.
     pub ranges: [PortRange; RANGES],
 }
 

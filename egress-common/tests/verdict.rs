@@ -77,7 +77,11 @@ fn range() -> impl Strategy<Value = PortRange> {
 
 fn rule(index: u32) -> impl Strategy<Value = Rule> {
     let flags = select(&[0, rule_flags::STATIC, rule_flags::DENY, rule_flags::INBOUND][..]);
-    (flags, vec(range(), 0..=RANGES)).prop_map(move |(flags, given)| {
+    (flags, vec(range(), 0..=RANGES)).prop_map(move |(flags, mut given)| {
+        // As it is compiled: a deny of every port holds that one range alone.
+        if flags == rule_flags::DENY && given.contains(&PortRange::ALL) {
+            given = vec![PortRange::ALL];
+        }
         let mut ranges = [PortRange { first: 0, last: 0, protocols: Protocols::NONE }; RANGES];
         ranges[..given.len()].copy_from_slice(&given);
         Rule { tag: index + 1, slot: SLOT, flags, len: given.len() as u32, ranges }

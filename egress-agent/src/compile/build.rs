@@ -99,7 +99,7 @@ pub fn compile(
         .allow
         .names
         .iter()
-        .map(|rule| draft.add(0, vec![Origin::of_name(rule)]))
+        .map(|rule| draft.add(0, Kept::ByLine, &[&Origin::of_name(rule)]))
         .collect::<Result<Vec<_>, _>>()?;
 
     let lines = Line::all(policy);
@@ -113,8 +113,7 @@ pub fn compile(
         if cover.in_trie {
             networks.insert(prefix, found);
         }
-        let named = |line: &Line| line.prefix == prefix && line.effect == Effect::Allow;
-        if prefix.is_single() && lines.iter().any(named) {
+        if cover.is_permit {
             permits.insert(prefix.addr(), found);
         }
     }
@@ -188,10 +187,16 @@ impl Line {
             ("allow.inbound", &allow.inbound, Effect::Inbound),
             ("deny.addresses", &policy.deny.addresses, Effect::Deny),
         ];
-        let line = |key, effect, rule: &AddressRule| Self {
+        let line = |key: &'static str, effect, rule: &AddressRule| Self {
             prefix: Prefix::from(&rule.net),
             effect,
-            origin: Origin { key, text: rule.text.clone(), at: rule.at.clone(), ports: rule.ports.clone() },
+            origin: Origin {
+                key: key.into(),
+                text: rule.text.clone(),
+                at: rule.at.clone(),
+                net: Some(Prefix::from(&rule.net)),
+                ports: rule.ports.clone(),
+            },
         };
         lists.iter().flat_map(|&(key, rules, effect)| rules.iter().map(move |rule| line(key, effect, rule))).collect()
     }
@@ -203,14 +208,15 @@ impl Line {
 
 impl Origin {
     fn of_name(rule: &NameRule) -> Self {
-        Self { key: "allow.names", text: rule.text.clone(), at: rule.at.clone(), ports: rule.ports.clone() }
+        let (text, at, ports) = (rule.text.clone(), rule.at.clone(), rule.ports.clone());
+        Self { key: "allow.names".into(), text, at, net: None, ports }
     }
 }
 
 /// A rule before it has a reference.
 struct RuleDraft {
     key: RuleKey,
-    origins: Vec<Origin>,
+    origins: BTreeMap<(String, String), Origin>,
 }
 
 impl RuleDraft {
@@ -221,7 +227,9 @@ impl RuleDraft {
             *place = *range;
         }
         let len = self.key.ranges.len() as u32;
-        (Rule { tag: rule.tag, slot, flags: self.key.flags, len, ranges }, RuleText(self.origins))
+        let denies = self.key.flags & rule_flags::DENY != 0;
+        let text = RuleText { denies, origins: self.origins.into_values().collect() };
+        (Rule { tag: rule.tag, slot, flags: self.key.flags, len, ranges }, text)
     }
 }
 
@@ -239,23 +247,40 @@ struct Draft {
     known: HashMap<RuleKey, usize>,
 }
 
+/// How long a rule keeps its reference.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// While its lines stand: flows under way end with them.
+    ByLine,
+    /// While any line says the same of these ports. For addresses, whose entry in the maps goes with the line: no flow
+    /// outlives that, and a hundred thousand addresses need one rule.
+    ByPorts,
+}
+
 impl Draft {
     /// The rule of these lines together.
-    fn add(&mut self, flags: u32, mut origins: Vec<Origin>) -> Result<usize, CompileError> {
+    fn add(&mut self, flags: u32, kept: Kept, origins: &[&Origin]) -> Result<usize, CompileError> {
         let ranges = Ports::union(origins.iter().flat_map(|origin| origin.ports.ranges().iter().copied()));
-        let ports = ranges.map_err(|error| CompileError::Ranges { lines: quoted(&origins), ranges: error.0 })?;
+        let ports = ranges.map_err(|error| CompileError::Ranges { lines: quoted(origins), ranges: error.0 })?;
         // A deny of every port needs nothing beside it, and the kernel looks for that one range.
         let ranges = if flags & rule_flags::DENY != 0 && ports.is_all() { Ports::all() } else { ports };
-        let mut lines: Vec<String> = origins.iter().map(|origin| format!("{}: {}", origin.key, origin.text)).collect();
-        lines.sort_unstable();
-        let key = RuleKey { slot: self.slot, flags, ranges: ranges.ranges().to_vec(), lines };
-        if let Some(&known) = self.known.get(&key) {
-            return Ok(known);
+        let mut lines = Vec::new();
+        if kept == Kept::ByLine {
+            lines.extend(origins.iter().map(|origin| format!("{}: {}", origin.key, origin.text)));
+            lines.sort_unstable();
         }
-        origins.sort_by(|a, b| (a.key, &a.text).cmp(&(b.key, &b.text)));
-        self.known.insert(key.clone(), self.rules.len());
-        self.rules.push(RuleDraft { key, origins });
-        Ok(self.rules.len() - 1)
+        let key = RuleKey { slot: self.slot, flags, ranges: ranges.ranges().to_vec(), lines };
+        let index = *self.known.entry(key).or_insert_with_key(|key| {
+            self.rules.push(RuleDraft { key: key.clone(), origins: BTreeMap::new() });
+            self.rules.len() - 1
+        });
+        if let Some(draft) = self.rules.get_mut(index) {
+            for &origin in origins {
+                let place = (origin.key.to_string(), origin.text.clone());
+                draft.origins.entry(place).or_insert_with(|| origin.clone());
+            }
+        }
+        Ok(index)
     }
 
     fn local(&mut self, key: &'static str, local: &Local) -> Result<Option<usize>, CompileError> {
@@ -270,22 +295,23 @@ impl Draft {
         let text = local.to_string();
         let ports = Ports::union(ranges)
             .map_err(|error| CompileError::Ranges { lines: format!("{key} = {text}"), ranges: error.0 })?;
-        self.add(rule_flags::STATIC, vec![Origin { key, text, at: None, ports }]).map(Some)
+        let origin = Origin { key: key.into(), text, at: None, net: None, ports };
+        self.add(rule_flags::STATIC, Kept::ByLine, &[&origin]).map(Some)
     }
 
     /// The rules of a prefix that these lines cover.
     fn network(&mut self, lines: &[Line], cover: &Cover) -> Result<NetworkDraft, CompileError> {
-        let mut rule = |flags, indices: &[usize]| {
-            let origins =
-                indices.iter().filter_map(|&index| lines.get(index)).map(|line| line.origin.clone()).collect();
-            if indices.is_empty() { Ok(None) } else { self.add(flags, origins).map(Some) }
+        let mut rule = |flags, kept, indices: &[usize]| {
+            let origins: Vec<&Origin> =
+                indices.iter().filter_map(|&index| lines.get(index)).map(|line| &line.origin).collect();
+            if origins.is_empty() { Ok(None) } else { self.add(flags, kept, &origins).map(Some) }
         };
-        let allow = rule(rule_flags::STATIC, &cover.allow)?;
-        let deny = rule(rule_flags::DENY, &cover.deny)?;
+        let allow = rule(rule_flags::STATIC, Kept::ByPorts, &cover.allow)?;
+        let deny = rule(rule_flags::DENY, Kept::ByPorts, &cover.deny)?;
         // The kernel asks nothing but the inbound rule about a peer, so a closed peer has none.
         let closed = Ports::union(cover.deny.iter().filter_map(|&index| lines.get(index)).flat_map(Line::ranges));
         let is_closed = closed.is_ok_and(|closed| closed.is_all());
-        let inbound = if is_closed { None } else { rule(rule_flags::INBOUND, &cover.inbound)? };
+        let inbound = if is_closed { None } else { rule(rule_flags::INBOUND, Kept::ByLine, &cover.inbound)? };
         Ok(NetworkDraft { allow, deny, inbound })
     }
 
@@ -313,7 +339,7 @@ impl Draft {
     }
 }
 
-fn quoted(origins: &[Origin]) -> String {
+fn quoted(origins: &[&Origin]) -> String {
     let mut lines: Vec<String> = origins.iter().map(|origin| format!("{} {:?}", origin.key, origin.text)).collect();
     lines.sort_unstable();
     lines.join(", ")

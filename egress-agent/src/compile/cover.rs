@@ -24,6 +24,8 @@ pub(super) struct Cover {
     pub(super) inbound: Vec<usize>,
     /// The trie needs an entry here. A single address that is merely allowed does without: its permit carries it all.
     pub(super) in_trie: bool,
+    /// A single address that a line of its own allows, which the permit map holds.
+    pub(super) is_permit: bool,
 }
 
 /// A range that a wider network does not open: only a line that lies within it does.
@@ -120,5 +122,6 @@ fn judge(around: &[(Prefix, &Point)], lines: &[(Prefix, Effect)]) -> Option<Cove
     // A deny of a single address is in the trie too, so that permit and trie each close it by themselves: no order of
     // writes can open it on the way from one policy to the next.
     let in_trie = !prefix.is_single() || border || own(Effect::Inbound) || own(Effect::Deny);
-    Some(Cover { allow, deny, inbound, in_trie })
+    let is_permit = prefix.is_single() && own(Effect::Allow);
+    Some(Cover { allow, deny, inbound, in_trie, is_permit })
 }

@@ -1,19 +1,22 @@
 //! From a rule back to the line of the policy.
 
-use super::Image;
+use super::{Image, Prefix};
 use crate::policy::{Ports, Position};
-use egress_common::{destination::Protocols, permit::rule_flags};
-use std::fmt;
+use egress_common::{addr::Addr, destination::Protocols};
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
 /// One line of the policy.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Origin {
     /// The key with its table, e.g. `allow.names`.
-    pub key: &'static str,
+    pub key: Cow<'static, str>,
     /// The value as written.
     pub text: String,
     /// Where it stands; `None` for policies built in code, and for defaults.
     pub at: Option<Position>,
+    /// The addresses it speaks of; `None` for names, loopback and own addresses.
+    pub net: Option<Prefix>,
     /// The ports it speaks of.
     pub ports: Ports,
 }
@@ -29,34 +32,37 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The lines behind one compiled rule, never none.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RuleText(pub(super) Vec<Origin>);
+/// The lines behind one compiled rule, never none. Lines of addresses that say the same of the same ports share a rule.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RuleText {
+    pub(super) denies: bool,
+    pub(super) origins: Vec<Origin>,
+}
 
 impl RuleText {
     /// All of them, sorted by key and text.
     pub fn origins(&self) -> &[Origin] {
-        &self.0
+        &self.origins
+    }
+
+    /// The line that decided about an address: the first that speaks of it and of the port. Without a port (ICMP, later
+    /// fragments), or where the rule denied by all its lines together, the first that speaks of the address.
+    pub fn decided(&self, addr: IpAddr, protocol: Protocols, port: Option<u16>) -> Option<&Origin> {
+        let addr = Addr::from(addr).routed();
+        let speaks = |origin: &&Origin| match port {
+            None => true,
+            Some(port) if self.denies => origin.ports.closes(protocol, port),
+            Some(port) => origin.ports.opens(protocol, port),
+        };
+        let near = || self.origins.iter().filter(|origin| origin.net.is_none_or(|net| net.holds(addr)));
+        near().find(speaks).or_else(|| near().next())
     }
 }
 
 impl Image {
-    /// The lines behind the rule of that tag (an event's `rule_tag`).
-    pub fn origins(&self, tag: u32) -> &[Origin] {
-        let rule = self.rules.iter().find(|(rule, _)| rule.tag == tag);
-        rule.map(|(_, (_, text))| text.origins()).unwrap_or_default()
-    }
-
-    /// The line that decided: the first behind the rule that speaks of the port. Without a port (ICMP, later fragments), or
-    /// where the rule denied by all its lines together, the first.
-    pub fn explain(&self, tag: u32, protocol: Protocols, port: Option<u16>) -> Option<&Origin> {
-        let (_, (rule, text)) = self.rules.iter().find(|(rule, _)| rule.tag == tag)?;
-        let denies = rule.flags & rule_flags::DENY != 0;
-        let speaks = |origin: &&Origin| match port {
-            None => true,
-            Some(port) if denies => origin.ports.closes(protocol, port),
-            Some(port) => origin.ports.opens(protocol, port),
-        };
-        text.origins().iter().find(speaks).or_else(|| text.origins().first())
+    /// The line behind the rule of that tag (an event's `rule_tag`) which decided: see [`RuleText::decided`].
+    pub fn explain(&self, tag: u32, addr: IpAddr, protocol: Protocols, port: Option<u16>) -> Option<&Origin> {
+        let (_, (_, text)) = self.rules.iter().find(|(rule, _)| rule.tag == tag)?;
+        text.decided(addr, protocol, port)
     }
 }

@@ -9,7 +9,7 @@ pub(super) struct RuleKey {
     pub(super) slot: u32,
     pub(super) flags: u32,
     pub(super) ranges: Vec<PortRange>,
-    /// Keys and texts of the lines, sorted.
+    /// Keys and texts of the lines, sorted; empty where the rule may outlive each of its lines.
     pub(super) lines: Vec<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use egress_common::addr::Addr;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Bits of an IPv4 address that come before the IPv4 part.
@@ -11,7 +12,7 @@ const FULL: u8 = 128;
 
 /// A network as the trie holds it: an IPv4 prefix of n bits has the length 96 + n. Sorted so that a prefix comes right before
 /// everything that it spans.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Prefix {
     bits: u128,
     len: u8,

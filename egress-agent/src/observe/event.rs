@@ -85,8 +85,8 @@ pub struct Subject {
 
 /// Answers what a kernel record leaves open. The implementation may look at maps and `/proc`; [`Event::from_record`] does not.
 pub trait Resolver {
-    /// The policy line behind a tag, as its author wrote it.
-    fn rule(&self, tag: u32) -> Option<String>;
+    /// The policy line behind a tag that decided about this destination, as its author wrote it.
+    fn rule(&self, tag: u32, addr: IpAddr, protocol: u8, port: Option<u16>) -> Option<String>;
 
     /// A name whose answer held this address, the latest first asked for.
     fn name(&self, addr: IpAddr) -> Option<String>;
@@ -231,7 +231,8 @@ impl Event {
         let event = Self {
             verdict: Some(if allowed { Verdict::Allow } else { Verdict::denial(record.observed != 0) }),
             reason: Some(Reason::name_of(record.reason)),
-            rule: present(record.rule_tag).and_then(|tag| resolver.rule(tag)),
+            rule: present(record.rule_tag)
+                .and_then(|tag| resolver.rule(tag, addr, record.protocol, present(record.dst_port))),
             hook: Some(Hook::name_of(record.hook)),
             proto: present(record.protocol).map(protocol_name),
             dst_ip: placed.then_some(addr),

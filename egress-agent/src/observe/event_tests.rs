@@ -6,7 +6,7 @@ use std::time::Duration;
 pub(in crate::observe) struct Known;
 
 impl Resolver for Known {
-    fn rule(&self, tag: u32) -> Option<String> {
+    fn rule(&self, tag: u32, _: IpAddr, _: u8, _: Option<u16>) -> Option<String> {
         (tag == 7).then(|| "198.51.100.0/24:443/tcp".into())
     }
 

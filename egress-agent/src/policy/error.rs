@@ -1,10 +1,11 @@
 //! What can be wrong with a policy, and where it stands.
 
 use super::destination::DestinationError;
+use serde::{Deserialize, Serialize};
 use std::{fmt, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 /// Where something was written: a file with line and column, or a flag.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Position {
     source: Arc<str>,
     line: u32,

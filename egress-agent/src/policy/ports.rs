@@ -4,14 +4,34 @@ use egress_common::{
     destination::{PortRange, Protocols, is_name_service},
     permit::RANGES,
 };
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What a rule speaks of at its addresses: at least one range, sorted, merged, at most [`RANGES`] of them.
 ///
 /// A range that is one name-service port (137, 853, 5353, 5355) stays a range of its own, because only such a range opens
 /// that port ([`PortRange::opens`]).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(into = "Vec<(u16, u16, u32)>", try_from = "Vec<(u16, u16, u32)>")]
 pub struct Ports(Vec<PortRange>);
+
+impl From<Ports> for Vec<(u16, u16, u32)> {
+    fn from(ports: Ports) -> Self {
+        ports.0.iter().map(|range| (range.first, range.last, range.protocols.0)).collect()
+    }
+}
+
+impl TryFrom<Vec<(u16, u16, u32)>> for Ports {
+    type Error = TooManyRanges;
+
+    fn try_from(ranges: Vec<(u16, u16, u32)>) -> Result<Self, TooManyRanges> {
+        Self::union(ranges.into_iter().map(|(first, last, protocols)| PortRange {
+            first,
+            last,
+            protocols: Protocols(protocols),
+        }))
+    }
+}
 
 /// More ranges than one rule holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

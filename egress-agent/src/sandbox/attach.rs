@@ -33,10 +33,11 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::{sandbox::Identity, verdict::ListenerKey};
+use egress_common::{permit::RuleRef, sandbox::Identity, verdict::ListenerKey};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
 /// Collects what a sandbox is made of.
@@ -181,10 +182,13 @@ impl Builder {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
         let capacity = plan.capacity;
+        let started = Instant::now();
         let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
         if !plan.found.devices.is_empty() {
             programs.load_device_programs()?;
         }
+        tracing::debug!(took_us = started.elapsed().as_micros(), "programs loaded");
+        let started = Instant::now();
         let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
         let records = Records::take(&mut programs)?;
         let nonce = rand::random::<u64>().max(1);
@@ -253,6 +257,7 @@ impl Builder {
             plan.level(self.privileged).with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?;
         self.refuse_below(&record.level)?;
         record.write(&self.directories)?;
+        tracing::debug!(took_us = started.elapsed().as_micros(), "hooks attached");
         sink.emit(&about(Kind::Attach, &subject));
         if let Some(claim) = claim {
             claim.keep();
@@ -299,11 +304,12 @@ impl Builder {
 }
 
 pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let text = |text: &RuleText| text.origins().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let rules = image.rules.iter();
-    rules
-        .map(|(reference, (_, lines))| RuleLine { index: reference.index, tag: reference.tag, text: text(lines) })
-        .collect()
+    let line = |(reference, (_, text)): (&RuleRef, &(_, RuleText))| RuleLine {
+        index: reference.index,
+        tag: reference.tag,
+        text: text.clone(),
+    };
+    image.rules.iter().map(line).collect()
 }
 
 /// Directories of one owner's pins.

@@ -164,7 +164,11 @@ impl Asking<'_> {
             address: Some(address),
             verdict: if verdict.allows() { Verdict::Allow } else { self.denial() },
             reason: reason.map_or_else(|| verdict.reason_number().to_string(), |reason| reason.name().to_owned()),
-            rule: self.record.rule_text(verdict.rule().tag).map(str::to_owned),
+            rule: self
+                .record
+                .rule_text(verdict.rule().tag)
+                .and_then(|text| text.decided(address, Protocols::of(number), Some(port)))
+                .map(ToString::to_string),
             expires: grant.filter(|grant| grant.expires_ns != NEVER_NS).map(|grant| wall_clock(grant.expires_ns)),
             names: self
                 .names

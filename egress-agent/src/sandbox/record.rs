@@ -2,6 +2,7 @@
 //! nothing; what is enforced is what the maps hold.
 
 use super::{Directories, error::Error, level::Reached};
+use crate::compile::RuleText;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -49,7 +50,7 @@ pub(super) struct Record {
 pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
-    pub(super) text: String,
+    pub(super) text: RuleText,
 }
 
 impl Record {
@@ -138,8 +139,8 @@ impl Record {
         self.agent_pid.is_some_and(|pid| start_time(pid).is_some_and(|start| Some(start) == self.agent_start))
     }
 
-    pub(super) fn rule_text(&self, tag: u32) -> Option<&str> {
-        self.rules.iter().find(|line| line.tag == tag).map(|line| line.text.as_str())
+    pub(super) fn rule_text(&self, tag: u32) -> Option<&RuleText> {
+        self.rules.iter().find(|line| line.tag == tag).map(|line| &line.text)
     }
 }
 

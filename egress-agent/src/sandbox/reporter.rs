@@ -12,7 +12,10 @@ use crate::{
     },
     policy::Mode,
 };
-use egress_common::event::{ClientKey, Hook, Record};
+use egress_common::{
+    destination::Protocols,
+    event::{ClientKey, Hook, Record},
+};
 use nix::poll::PollTimeout;
 use std::{
     fs, io,
@@ -49,9 +52,9 @@ impl Scene {
 }
 
 impl Resolver for Scene {
-    fn rule(&self, tag: u32) -> Option<String> {
+    fn rule(&self, tag: u32, addr: IpAddr, protocol: u8, port: Option<u16>) -> Option<String> {
         let in_force = self.permits.in_force();
-        in_force.image.origins(tag).first().map(|origin| origin.text.clone())
+        in_force.image.explain(tag, addr, Protocols::of(protocol), port).map(|origin| origin.text.clone())
     }
 
     fn name(&self, addr: IpAddr) -> Option<String> {

@@ -31,8 +31,8 @@ pub(crate) struct Options {
     /// Paired rounds of each measurement
     #[arg(long, default_value_t = ROUNDS)]
     rounds: usize,
-    /// Permitted addresses, in rising order; a policy has room for about 32 000 lines
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 32_000])]
+    /// Permitted addresses, in rising order
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 100_000])]
     permits: Vec<u32>,
     /// A tenth of the packets, results not written: shows that it runs
     #[arg(long)]

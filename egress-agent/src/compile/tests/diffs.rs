@@ -117,7 +117,7 @@ fn only_what_changed_is_written_and_references_stay() {
 fn rules_come_first_and_go_last_and_closing_comes_before_opening() {
     let images = compiled(&[
         "[allow]\naddresses = [\"10.0.0.0/8\"]",
-        "[allow]\naddresses = [\"192.0.2.0/24\"]\n[deny]\naddresses = [\"203.0.113.0/24\"]",
+        "[allow]\naddresses = [\"192.0.2.0/24:443\"]\n[deny]\naddresses = [\"203.0.113.0/24\"]",
     ]);
     let kinds: Vec<&str> = diff(&images[0], &images[1])
         .iter()

@@ -92,7 +92,7 @@ fn flags_of_rules_say_what_they_may_open() {
         true,
     );
     let mut kinds: Vec<(&str, u32)> =
-        image.rules.values().map(|(rule, text)| (text.origins()[0].key, rule.flags)).collect();
+        image.rules.values().map(|(rule, text)| (text.origins()[0].key.as_ref(), rule.flags)).collect();
     kinds.sort_unstable();
     let want = [
         ("allow.addresses", rule_flags::STATIC),
@@ -198,15 +198,15 @@ fn a_verdict_leads_back_to_its_line() {
     );
     let line = |addr, port| {
         let rule = asks(&image, addr, port).rule();
-        image.explain(rule.tag, Protocols::TCP, Some(port)).map(ToString::to_string)
+        image.explain(rule.tag, ip(addr), Protocols::TCP, Some(port)).map(ToString::to_string)
     };
     assert_eq!(line("10.1.9.9", 443).as_deref(), Some("allow.addresses: 10.0.0.0/8:443 (policy:3:14)"));
     assert_eq!(line("10.1.9.9", 5432).as_deref(), Some("allow.addresses: 10.1.0.0/16:5432 (policy:4:1)"));
     assert_eq!(line("10.1.0.1", 443).as_deref(), Some("deny.addresses: 10.1.0.0/24 (policy:6:14)"));
     assert_eq!(line("192.0.2.1", 443), None);
-    let name = image.explain(image.name_rules[0].tag, Protocols::TCP, Some(443)).unwrap();
+    let name = image.explain(image.name_rules[0].tag, ip("192.0.2.9"), Protocols::TCP, Some(443)).unwrap();
     assert_eq!(name.to_string(), "allow.names: github.com (policy:2:10)");
-    assert!(image.origins(u32::MAX).is_empty());
+    assert_eq!(image.explain(u32::MAX, ip("192.0.2.9"), Protocols::TCP, Some(443)), None);
 }
 
 #[test]
@@ -214,16 +214,16 @@ fn what_does_not_fit_is_refused_whole_and_changes_nothing() {
     let text = "[allow]\nnames = [\"a.test\", \"b.test\"]\naddresses = [\"10.0.0.0/8\", \"192.0.2.0/24\", \"192.0.2.1:1\", \"192.0.2.2:2\"]";
     let mut ids = RuleIds::new(64);
     let mut try_with = |limits| compile(&policy(text), &facts(true), SLOT, &mut ids, limits);
-    let roomy = Limits { rules: 8, networks: 2, permits: 2 };
+    let roomy = Limits { rules: 5, networks: 2, permits: 2 };
     for (limits, want) in [
-        (Limits { rules: 7, ..roomy }, "compiles to 8 rules, and a sandbox may have 7"),
+        (Limits { rules: 4, ..roomy }, "compiles to 5 rules, and a sandbox may have 4"),
         (Limits { networks: 1, ..roomy }, "compiles to 2 networks, and the map holds 1"),
         (Limits { permits: 1, ..roomy }, "names 2 single addresses, and the map holds 1"),
     ] {
         let message = try_with(limits).unwrap_err().to_string();
         assert!(message.contains(want), "{message}");
     }
-    assert_eq!(try_with(roomy).unwrap().rules.keys().map(|rule| rule.tag).max(), Some(8));
+    assert_eq!(try_with(roomy).unwrap().rules.keys().map(|rule| rule.tag).max(), Some(5));
 
     let mut ids = RuleIds::new(3);
     let full = compile(&policy("[allow]\nnames = [\"a.test\", \"b.test\"]"), &facts(true), SLOT, &mut ids, LIMITS);
@@ -311,4 +311,32 @@ fn prefixes_know_each_other() {
     assert!(prefix("10.0.0.0/8").holds(ip("10.9.9.9").into()) && !prefix("10.0.0.0/8").holds(ip("11.0.0.0").into()));
     assert!(prefix("10.0.0.1/32").is_single() && prefix("10.0.0.1/32").addr() == Addr::from(ip("10.0.0.1")));
     assert_eq!(prefix("10.0.0.0/8").to_string(), "10.0.0.0/8");
+}
+
+#[test]
+fn addresses_that_say_the_same_share_a_rule() {
+    let many = |from: u32, ports: &str| {
+        let lines: Vec<String> =
+            (from..from + 300).map(|n| format!("\"10.0.{}.{}{ports}\"", n / 256, n % 256)).collect();
+        lines.join(", ")
+    };
+    let text = format!(
+        "[allow]\naddresses = [{}, {}, \"10.9.0.0/16\"]\n[deny]\naddresses = [{}]",
+        many(0, ":443"),
+        many(300, ":22/tcp"),
+        many(600, "")
+    );
+    let image = image(&text, true);
+    // Loopback and own addresses beside them.
+    assert_eq!(image.rules.len(), 4 + 2);
+    assert_eq!((image.permits.len(), image.networks.len()), (600, 300 + 1));
+    let line = |addr: &str, port| {
+        let rule = asks(&image, addr, port).rule();
+        image.explain(rule.tag, ip(addr), Protocols::TCP, Some(port)).map(|origin| origin.text.clone())
+    };
+    assert_eq!(line("10.0.0.7", 443).as_deref(), Some("10.0.0.7:443"));
+    assert_eq!(line("10.0.1.50", 22).as_deref(), Some("10.0.1.50:22/tcp"));
+    assert_eq!(line("10.0.2.100", 443).as_deref(), Some("10.0.2.100"));
+    assert_eq!(line("10.9.2.100", 443).as_deref(), Some("10.9.0.0/16"));
+    assert_eq!(line("10.0.0.7", 22), None);
 }

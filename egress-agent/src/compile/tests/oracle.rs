@@ -121,7 +121,7 @@ fn agree(policy: &Policy, facts: &Facts) -> Result<(), TestCaseError> {
         );
         let rule = verdict.rule();
         if !rule.is_none() {
-            let origin = image.explain(rule.tag, Protocols::of(ip_protocol), port);
+            let origin = image.explain(rule.tag, dst.parse().unwrap(), Protocols::of(ip_protocol), port);
             prop_assert!(origin.is_some(), "no line behind rule {:?}", rule);
         }
     }
