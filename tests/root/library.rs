@@ -174,27 +174,33 @@ for way in range(3):
 fn an_expired_permit_opens_nothing_new_and_ends_nothing_old() {
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
-    lab.zone().put("ok.test", Entry::at(&["198.51.100.10"]).ttl(1));
-    let short = |name: &str| {
+    for name in ["ok.test", "twin.test"] {
+        lab.zone().put(name, Entry::at(&["198.51.100.10"]).ttl(1));
+    }
+    let short = |names: &[&str]| {
         let text = format!(
-            "version = 1\n[allow]\nnames = [\"{name}:1-65535\"]\n[dns]\nservers = [\"{DNS}\"]\npre_resolve = \"off\"\npermit_min = \"1s\"\ngrace = \"1s\"\n"
+            "version = 1\n[allow]\nnames = {names:?}\n[dns]\nservers = [\"{DNS}\"]\npre_resolve = \"off\"\npermit_min = \"1s\"\ngrace = \"1s\"\n"
         );
         Policy::from_toml(&text).unwrap()
     };
     for (shape, attach) in [("box", attach_in_the_box as fn(&Lab, &Job<'_>, Policy) -> _), ("netns", attach)] {
         let token = lab.token(shape);
-        let mut sandbox = attach(&lab, &job, short("ok.test"));
+        let mut sandbox = attach(&lab, &job, short(&["ok.test:1-65535", "twin.test:1-65535"]));
         let reach = |target: &str| job.curl(target, &token);
         let expires = || until(SOON, "the permit expires", || reach("198.51.100.10") == Some(7));
         assert_eq!(reach("ok.test"), Some(0), "{shape}");
         expires();
-        let mut drip = job.spawn(&format!("getent hosts ok.test; exec {} {token} {OK}", lab.probe("drip.py")));
+        let mut drip = job.spawn(&format!(
+            "getent hosts ok.test; getent hosts twin.test; exec {} {token} {OK}",
+            lab.probe("drip.py")
+        ));
         let heard = |after: u64| ["tcp", "udp"].map(|kind| drops(&lab, OK, &token, kind).last() > Some(&after));
         until(SOON, "a flow of each kind, under a new permit", || heard(0) == [true; 2]);
         expires();
         let expired = now_ns();
         until(SOON, "what is connected goes on", || heard(expired) == [true; 2]);
-        sandbox.update(short("a.test")).unwrap();
+        // Another name leads there as before; it is not the one under which anything was connected.
+        sandbox.update(short(&["twin.test:1-65535"])).unwrap();
         let updated = now_ns();
         drip.says(&format!("refused 50 to {OK}"), SOON);
         assert_eq!(heard(updated), [false; 2], "{shape}: the rule went, and all that rested on it");
