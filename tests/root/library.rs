@@ -179,7 +179,7 @@ fn an_expired_permit_opens_nothing_new_and_ends_nothing_old() {
     }
     let short = |names: &[&str]| {
         let text = format!(
-            "version = 1\n[allow]\nnames = {names:?}\n[dns]\nservers = [\"{DNS}\"]\npre_resolve = \"off\"\npermit_min = \"1s\"\ngrace = \"1s\"\n"
+            "version = 1\n[allow]\nnames = {names:?}\n[dns]\nservers = [\"{DNS}\"]\npre_resolve = \"off\"\npermit_min = \"1s\"\ngrace = \"3s\"\n"
         );
         Policy::from_toml(&text).unwrap()
     };

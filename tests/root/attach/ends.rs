@@ -139,7 +139,7 @@ fn an_end_that_fails_leaves_the_cgroup_closed() {
     // What lies among the links and is none stops a detach.
     let (_, status) = job.status();
     let pins = lab.pin_dir().join(status["sandbox"].as_str().unwrap());
-    let stray = pins.join("links/stray");
+    let stray = pins.join("links/a_stray");
     let pin = format!("bpftool map pin pinned {} {}", pins.join("maps/OWN").display(), stray.display());
     lab.outer_ns().sh(&pin).exits(0);
     assert_ne!(job.detach().code, Some(0));

@@ -26,7 +26,7 @@ fn what_was_written_of_a_failed_update_is_taken_back() {
     });
     let batch = lab.file("permits", &lines);
     // It ends at the first that does not fit.
-    lab.outer_ns().sh(&format!("bpftool batch file {}", batch.display())).says("E2BIG");
+    lab.outer_ns().sh(&format!("bpftool batch file {}", batch.display())).says("Argument list too long");
 
     let text = format!(
         "version = 1\n[allow]\nnames = [\"evil.test\"]\naddresses = [\"198.51.100.20\"]\n[deny]\naddresses = [\"198.51.100.10\"]\n[dns]\nservers = [\"{DNS}\"]\n"
