@@ -199,8 +199,10 @@ fn an_expired_permit_opens_nothing_new_and_ends_nothing_old() {
         expires();
         let expired = now_ns();
         until(SOON, "what is connected goes on", || heard(expired) == [true; 2]);
-        // Another name leads there as before; it is not the one under which anything was connected.
-        sandbox.update(short(&["twin.test:1-65535"])).unwrap();
+        // Another name leads there as before, but nothing was connected under it. At a device, which looks at packets, it was
+        // the one that opened the last of them.
+        let left = if shape == "box" { "twin.test:1-65535" } else { "a.test" };
+        sandbox.update(short(&[left])).unwrap();
         let updated = now_ns();
         drip.says(&format!("refused 50 to {OK}"), SOON);
         assert_eq!(heard(updated), [false; 2], "{shape}: the rule went, and all that rested on it");
