@@ -24,9 +24,10 @@ fn main() -> Result<()> {
         [Package { name: "egress-ebpf", root_dir: ebpf, ..Package::default() }],
         Toolchain::Custom(CHANNEL),
     )?;
-    // AYA_BUILD_SKIP (clippy and rustdoc need no object) leaves no file, and include_bytes! would not compile.
+    // AYA_BUILD_SKIP (clippy and rustdoc need no object) leaves no file, or the stub of the time before, and without a file
+    // include_bytes! would not compile.
     let object = std::path::PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("egress");
-    if object.exists() {
+    if fs::metadata(&object).is_ok_and(|found| found.len() > 0) {
         without_dwarf(&object).with_context(|| format!("cannot shorten {}", object.display()))
     } else {
         fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))

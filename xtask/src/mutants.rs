@@ -79,7 +79,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             println!("{tried}/{} {} {end} in {} s", chosen.len(), mutant.id, started.elapsed().as_secs());
             match end {
                 End::Killed(reds) => {
-                    reds.iter().for_each(|red| println!("    {red}"));
+                    for red in reds {
+                        println!("    {red}");
+                    }
                     killed.add(mutant)?;
                 }
                 end => wrong.push((mutant, end)),

@@ -120,8 +120,7 @@ fn has_test(text: &str, path: &str, test: &str) -> bool {
     let stem = path.trim_end_matches(".rs");
     text.contains(&format!("fn {function}("))
         && modules.iter().all(|module| {
-            stem.split(['/', '_']).any(|part| part == *module)
-                || stem.split('/').any(|part| part == *module)
+            stem.split('/').any(|part| part == *module || part.split('_').any(|word| word == *module))
                 || text.contains(&format!("mod {module} "))
         })
 }

@@ -227,9 +227,7 @@ impl Built {
 fn what_turned_red(said: &[String]) -> String {
     let mut lines = said.iter().skip_while(|line| !line.contains(" panicked at "));
     match (lines.next().and_then(|line| line.split_once(" panicked at ")), lines.next()) {
-        (Some((_, place)), message) => {
-            format!("{place} {}", message.map_or("", |line| line.split('\n').next().unwrap_or_default()))
-        }
+        (Some((_, place)), message) => format!("{place} {}", message.map_or("", String::as_str)),
         (None, _) => said.last().cloned().unwrap_or_default(),
     }
 }
@@ -254,8 +252,8 @@ impl Killed {
 
     pub(super) fn add(&mut self, mutant: &Mutant) -> Result<()> {
         self.lines.insert(mutant.id.clone(), self.number(mutant));
-        let text: String = self.lines.iter().map(|(id, on)| format!("{id} {on}\n")).collect();
-        fs::write(cargo::workspace().join(KILLED), text).with_context(|| format!("cannot write {KILLED}"))
+        let lines: Vec<_> = self.lines.iter().map(|(id, on)| format!("{id} {on}")).collect();
+        fs::write(cargo::workspace().join(KILLED), lines.join("\n")).with_context(|| format!("cannot write {KILLED}"))
     }
 
     fn number(&self, mutant: &Mutant) -> u64 {
