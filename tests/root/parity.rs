@@ -9,9 +9,13 @@ mod policies;
 
 use egress_agent::datapath::{
     load::Capacity,
-    probe::{Hook, NONCE, Probe, ProbeError},
+    probe::{Hook, NONCE, Probe, ProbeError, SLOT},
 };
-use egress_common::{permit::RANGES, sandbox::flags, verdict::Reason};
+use egress_common::{
+    permit::RANGES,
+    sandbox::{Identity, Sandbox, flags},
+    verdict::Reason,
+};
 use frames::{Family, Frame};
 use host::Host;
 use lab::Netns;
@@ -45,7 +49,7 @@ fn runner(seed: u8) -> TestRunner {
 }
 
 fn install(probe: &mut Probe, world: &World) -> Result<(), ProbeError> {
-    probe.set_sandbox(world.sandbox)?;
+    probe.set_sandbox(SLOT, world.sandbox)?;
     for (index, rule) in world.rules.iter().enumerate() {
         probe.set_rule(index as u32, *rule)?;
     }
@@ -69,7 +73,8 @@ fn compare(seed: u8, hook: Hook, judge: impl Fn(&Host<'_>, &[u8], bool) -> Reaso
             if hook == Hook::DeviceEgress {
                 // Flows of an earlier world are of another nonce.
                 world.sandbox.nonce = NONCE + number as u64;
-                probe.set_device(ifindex, world.sandbox.nonce).expect("a device");
+                let identity = Identity { slot: SLOT, reserved: 0, nonce: world.sandbox.nonce };
+                probe.set_device(ifindex, identity).expect("a device");
             }
             install(&mut probe, &world).expect("a world in the maps");
             let host = Host::new(&world);
@@ -145,6 +150,25 @@ fn the_device_hook_decides_as_the_host_does() {
         assert!(tally.contains_key(&(reason as u8)), "{reason:?} never came up: {tally:?}");
     }
     assert!(tally.values().sum::<usize>() >= 2000, "{tally:?}");
+}
+
+/// Slot 0, a slot that is free, and one that has gone to somebody else, let nothing pass: not even what only observes.
+#[test]
+fn an_identity_that_is_not_of_its_slot_is_nobody() {
+    with_device(|ifindex| {
+        let mut probe = probe();
+        let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
+        let mut passes = |slot, nonce, found| {
+            let sandbox = Sandbox { nonce: found, flags: flags::OBSERVE, ..Sandbox::default() };
+            probe.set_sandbox(slot, sandbox).expect("a sandbox");
+            probe.set_device(ifindex, Identity { slot, reserved: 0, nonce }).expect("a device");
+            probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run").passed
+        };
+        assert!(passes(SLOT, NONCE, NONCE));
+        assert!(!passes(SLOT, NONCE, NONCE + 1), "somebody else's");
+        assert!(!passes(SLOT, 0, 0), "a free slot");
+        assert!(!passes(0, NONCE, NONCE), "slot 0");
+    });
 }
 
 /// Numbers for docs/benchmarks.md: `cargo xtask test -- parity::cost --nocapture`. The bound is far above what a quiet machine
