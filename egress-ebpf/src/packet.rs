@@ -8,7 +8,7 @@ use crate::{
 };
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use egress_common::{
-    addr::{Addr, Class},
+    addr::Addr,
     event::{ClientKey, Hook},
     packet::{Flow, protocol},
     permit::{Match, PermitKey, RuleRef},
@@ -101,13 +101,14 @@ fn excuse(tenant: Tenant, packet: Packet, headers: &Headers, verdict: Verdict) -
     }
     let Some(socket) = packet.socket() else { return verdict };
     let peer = socket.peer();
-    if verdict.is_expired() && !opens && outlives(tenant, socket, peer, flow) {
+    if !opens && outlives(tenant, socket, peer, flow) {
         return Reason::Established.into();
     }
     if translates(tenant, socket, peer, headers) { Reason::Translated.into() } else { verdict }
 }
 
-/// The socket was connected to this very destination while its permit lived, and the rule still stands.
+/// The socket was connected to this very destination while its permit lived, and the rule still stands. The permit itself is
+/// forgotten some time after its end.
 #[inline(always)]
 fn outlives(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), flow: &Flow) -> bool {
     let Some(kept) = socket.connected() else { return false };
@@ -135,12 +136,10 @@ fn translates(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), headers
     if tenant.sandbox.flags & flags::OWN_NETNS != 0 || socket.is_listening() {
         return false;
     }
-    if differ(peer, headers.flow.dst) == 0
-        || KernelTables.class(peer) != Class::Global
-        || KernelTables.is_own(&PermitKey { slot: tenant.slot, addr: peer })
-    {
+    if differ(peer, headers.flow.dst) == 0 {
         return false;
     }
+    // As on the wire: there loopback is closed, and own addresses are nobody's.
     let asked = Asked(headers.asked).to_port(port);
     maps::judge(tenant, Question { dst: peer, asked }).is(Reason::Permitted)
 }

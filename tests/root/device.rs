@@ -201,7 +201,7 @@ fn where_there_is_no_tcx_clsact_stands_in() {
 
     // Pinned, without anybody.
     let mut sandbox = attach().unwrap();
-    sandbox.pin().unwrap();
+    sandbox.pin("ci").unwrap();
     drop(sandbox);
     assert!(clsact() && filters() > 0);
     hand.is_judged(lab.box_ns(), "eth0", "pinned");
@@ -236,6 +236,53 @@ fn where_there_is_no_tcx_clsact_stands_in() {
     hand.is_judged(lab.box_ns(), "eth0", "before-another");
     sandbox.detach().unwrap();
     assert_eq!(taken.diff(&lab.snapshot()), Vec::<String>::new());
+}
+
+type Way = fn(sandbox::Builder) -> sandbox::Builder;
+
+/// The next owner has the devices that were there; the programs for others were its predecessor's, and it says so.
+#[test]
+fn whoever_adopts_a_sandbox_keeps_its_devices_and_takes_no_new_ones() {
+    need("tc");
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    let (hand, before) = (Hand::new(&lab), lab.snapshot());
+    let adopt = |from: &Netns| from.enter(|| Sandbox::adopt("ci", &directories(&lab)));
+    let ways: [Way; 2] = [|tcx| tcx, sandbox::Builder::without_tcx];
+    for (way, word) in ways.into_iter().zip(["tcx", "clsact"]) {
+        let mut sandbox = attach(&lab, way(builder(&lab, &job))).unwrap();
+        let hooks = sandbox.hooks().count();
+        sandbox.pin("ci").unwrap();
+        drop(sandbox);
+        let refused = adopt(lab.box_ns()).unwrap_err();
+        assert!(matches!(refused, Error::HostNetns { .. }), "{refused}");
+        let adopted = adopt(lab.outer_ns()).unwrap();
+        assert_eq!(adopted.hooks().count(), hooks);
+        assert_eq!(adopted.level().text, "L2, minus devices that come later");
+        assert_eq!(job.status().1["level"]["text"], "L2, minus devices that come later");
+        hand.is_judged(lab.box_ns(), "eth0", &format!("{word}-adopted"));
+
+        plug_late(&lab);
+        until(SOON, "told", || adopted.level().missing.iter().any(|line| line.contains("late0")));
+        assert_eq!((adopted.level().text, adopted.hooks().count()), ("L1".into(), hooks));
+        lab.outer_ns().ip("link del late0");
+        until(SOON, "its end", || adopted.level().text == "L2, minus devices that come later");
+        drop(adopted);
+        hand.is_judged(lab.box_ns(), "eth0", &format!("{word}-left"));
+        adopt(lab.outer_ns()).unwrap().detach().unwrap();
+        hand.is_open(lab.box_ns(), "eth0", &format!("{word}-open"));
+        assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+    }
+
+    // Somebody on the host took a filter off: that is not enforced whole.
+    let mut sandbox = attach(&lab, builder(&lab, &job).without_tcx()).unwrap();
+    sandbox.pin("ci").unwrap();
+    drop(sandbox);
+    lab.outer_ns().sh("tc filter del dev box0 ingress").exits(0);
+    let gone = adopt(lab.outer_ns()).unwrap_err();
+    assert!(matches!(&gone, Error::HookGone { hook, .. } if hook.starts_with("device_egress-")), "{gone}");
+    lab.outer_ns().enter(|| sandbox::detach(&directories(&lab), job.cgroup().path())).unwrap();
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
 }
 
 /// A frame says nothing of who sent it, so a device passes what any of its sandboxes may reach, and their sockets no more than
@@ -286,7 +333,7 @@ fn a_shared_device_passes_what_any_of_its_sandboxes_allows() {
     one.detach().unwrap();
     assert_eq!((passes(), level(third)), (vec![12], "L2".into()));
     let mut one = start(0);
-    one.pin().unwrap();
+    one.pin("ci").unwrap();
     drop(one);
     assert_eq!(passes(), [10, 12]);
     three.detach().unwrap();
@@ -294,8 +341,6 @@ fn a_shared_device_passes_what_any_of_its_sandboxes_allows() {
     first.detach().exits(0);
     assert_eq!(passes(), [10, 11, 12, 20, 99]);
 }
-
-type Way = fn(sandbox::Builder) -> sandbox::Builder;
 
 /// What needs a device of its own has it to itself, and filters cannot be shared.
 #[test]

@@ -119,7 +119,7 @@ fn a_forbidden_address_on_the_loopback_device_is_forbidden() {
     lab.expect_silence(EVIL);
 }
 
-/// A socket that was connected to an allowed address, then listens: whoever connects to it was never named.
+/// A socket that was connected to an allowed address, then listens: nobody is named as welcome, that address neither.
 #[test]
 fn a_listener_that_was_connected_once_answers_nobody() {
     const PROBE: &str = "import ctypes, socket, sys
@@ -138,20 +138,21 @@ while True:
     peer.close()";
     let lab = Lab::new();
     let file = lab.file("listen.py", PROBE);
-    // Behind an address that no policy names, and before the box.
-    let knock = || lab.sink_ns().sh(&format!("curl -sS -m1 --interface {EVIL} http://{BOX}:7000/")).code;
+    let knock = |from: IpAddr| lab.sink_ns().sh(&format!("curl -sS -m1 --interface {from} http://{BOX}:7000/")).code;
     for (shape, run) in lab.shapes() {
         let mut running =
             run.flags(&format!("--allow {OK}")).sh(&format!("exec {PYTHON} -I {} {OK}", file.display())).spawn();
         running.says("listening", SOON);
-        assert_ne!(knock(), Some(0), "{shape}");
+        for from in [EVIL, OK] {
+            assert_ne!(knock(from), Some(0), "{shape}: {from}");
+        }
         // Killed, it would leave its device enforced.
         end(running, Signal::SIGTERM).exits(143);
     }
     lab.expect_silence(EVIL);
     let mut host = Inside::beside(&lab);
     let id = host.begin(&format!("timeout 5 {PYTHON} -I {} {OK} 2>&1", file.display()));
-    until(SOON, "the same script answers without egressd", || knock() == Some(0));
+    until(SOON, "the same script answers without egressd", || [EVIL, OK].map(knock) == [Some(0); 2]);
     host.answer(id).exits(124);
 }
 

@@ -6,12 +6,13 @@ use lab::{EVIL, EVIL6, Frame, Lab, OK, OK6};
 
 /// The ways of `options.py` that must not show, and whether they do show on this kernel without egressd. Those that do
 /// not are refused by the kernel itself or carry nothing to be recognised by.
-const CLOSED: [(&str, bool); 14] = [
+const CLOSED: [(&str, bool); 15] = [
     ("source_route", true),
     ("strict_route", true),
     ("route_in_control", true),
     ("route_after_connect", true),
     ("tcp_route", false),
+    ("crafted_route", true),
     ("segments", true),
     ("destination_options", true),
     ("fragments", true),
@@ -36,8 +37,10 @@ fn options_headers_and_disguises() {
     let [(first, plain), (second, raw)] = lab.shapes();
     for (shape, run) in [(first, plain), (second, raw.flags("--keep-cap net_raw"))] {
         let token = lab.token(shape);
-        let output =
-            run.flags("--allow both.test").sh(&format!("getent ahosts both.test; {}", command(&token))).output();
+        let output = run
+            .flags("--allow both.test --allow both.test:1222/udp")
+            .sh(&format!("getent ahosts both.test; {}", command(&token)))
+            .output();
         let frames = lab.frames();
         for (way, _) in CLOSED {
             assert!(!shows(&frames, &token, way), "{shape}: {way} leaked: {output}");

@@ -9,11 +9,11 @@ mod policies;
 
 use egress_agent::datapath::{
     load::Capacity,
-    probe::{Hook, NONCE, Probe, ProbeError},
+    probe::{Hook, NONCE, Probe, ProbeError, SLOT},
 };
 use egress_common::{
     permit::RANGES,
-    sandbox::flags,
+    sandbox::{Identity, Sandbox, flags},
     verdict::{FLOW_LIFE_NS, FlowState, Reason},
 };
 use frames::{Family, Frame};
@@ -50,7 +50,7 @@ fn runner(seed: u8) -> TestRunner {
 }
 
 fn install(probe: &mut Probe, world: &World) -> Result<(), ProbeError> {
-    probe.set_sandbox(world.sandbox)?;
+    probe.set_sandbox(SLOT, world.sandbox)?;
     for (index, rule) in world.rules.iter().enumerate() {
         probe.set_rule(index as u32, *rule)?;
     }
@@ -74,7 +74,8 @@ fn compare(seed: u8, hook: Hook, judge: impl Fn(&Host<'_>, &[u8], bool) -> Reaso
             if hook == Hook::DeviceEgress {
                 // Flows of an earlier world are of another nonce.
                 world.sandbox.nonce = NONCE + number as u64;
-                probe.set_device(ifindex, world.sandbox.nonce).expect("a device");
+                let identity = Identity { slot: SLOT, reserved: 0, nonce: world.sandbox.nonce };
+                probe.set_device(ifindex, identity).expect("a device");
             }
             install(&mut probe, &world).expect("a world in the maps");
             let host = Host::new(&world);
@@ -159,7 +160,7 @@ fn a_flow_at_a_device_ends_by_itself() {
         let (mut probe, mut world) = (probe(), policies::one_permit());
         world.sources.insert(policies::source("192.0.2.1"));
         let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
-        probe.set_device(ifindex, NONCE).expect("a device");
+        probe.set_device(ifindex, Identity { slot: SLOT, reserved: 0, nonce: NONCE }).expect("a device");
         install(&mut probe, &world).expect("a world in the maps");
         let run = |probe: &mut Probe| probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run");
         let key = policies::flow("192.0.2.1:40000", "198.51.100.7:443");
@@ -175,6 +176,25 @@ fn a_flow_at_a_device_ends_by_itself() {
         probe.set_flow(key, FlowState { heard_ns: now, ends_ns: now, ..state }).expect("a flow");
         let ended = run(&mut probe);
         assert_eq!((ended.passed, ended.denied), (false, Some(Reason::Expired as u8)), "heard just now");
+    });
+}
+
+/// Slot 0, a slot that is free, and one that has gone to somebody else, let nothing pass: not even what only observes.
+#[test]
+fn an_identity_that_is_not_of_its_slot_is_nobody() {
+    with_device(|ifindex| {
+        let mut probe = probe();
+        let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
+        let mut passes = |slot, nonce, found| {
+            let sandbox = Sandbox { nonce: found, flags: flags::OBSERVE, ..Sandbox::default() };
+            probe.set_sandbox(slot, sandbox).expect("a sandbox");
+            probe.set_device(ifindex, Identity { slot, reserved: 0, nonce }).expect("a device");
+            probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run").passed
+        };
+        assert!(passes(SLOT, NONCE, NONCE));
+        assert!(!passes(SLOT, NONCE, NONCE + 1), "somebody else's");
+        assert!(!passes(SLOT, 0, 0), "a free slot");
+        assert!(!passes(0, NONCE, NONCE), "slot 0");
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lab::{BOX, DNS2, EVIL, EVIL6, Frame, Lab, OK, need};
+use lab::{BOX, DNS, DNS2, EVIL, EVIL6, Frame, Lab, OK, need};
 
 /// How each way of `raw.py` shows on the wire where nothing stops it.
 type Shows = fn(&Frame, &str) -> bool;
@@ -41,6 +41,10 @@ fn t05_raw_icmp_and_packet_sockets() {
         assert!(leaked.is_empty(), "{way} leaked: {leaked:#?}");
     }
     lab.expect_silence(EVIL);
+    // The device would drop these too, without a word: it is the cgroup's packet hook that tells the sender.
+    for told in ["header_included", "icmp", "gre"] {
+        output.says(&format!("{told}=EPERM"));
+    }
     assert!(output.step("echo") != 0, "{output}");
     let pinged = |frame: &Frame| frame.dst == OK && frame.protocol == 1;
     assert!(!lab.frames().iter().any(pinged), "an echo left without icmp = \"echo\"");
@@ -84,7 +88,8 @@ fn t05_fragmentation_needed_lowers_the_path_mtu() {
 fn t06_udp() {
     need("dig");
     let lab = Lab::new();
-    let probe = lab.probe("udp.py");
+    let (probe, query) = (lab.probe("udp.py"), lab.probe("query.py"));
+    let others = [DNS2.to_string(), "2001:db8::54".to_owned()];
     let (ok6, evil6): (IpAddr, IpAddr) = (lab::OK6.parse().unwrap(), EVIL6.parse().unwrap());
     let evils = format!("{EVIL} ::ffff:{EVIL} {EVIL6}");
     for (shape, run) in lab.shapes() {
@@ -95,11 +100,16 @@ fn t06_udp() {
                 "getent ahosts both.test
                 {probe} {token}-ok {OK} {}
                 {probe} {token}-evil {evils}
+                {query} both.test {}
                 dig @{DNS2} +tries=1 +time=1 evil.test; dig @{DNS2} +tcp +tries=1 +time=1 evil.test; true",
-                lab::OK6
+                lab::OK6,
+                others.join(" ")
             ))
             .output();
         output.exits(0);
+        for other in &others {
+            output.says(&format!("{other}: {OK} from {other}"));
+        }
         assert!(
             !output.stdout.lines().any(|line| line.contains(&EVIL.to_string()) && line.ends_with("=ok")),
             "{output}"
@@ -173,4 +183,33 @@ fn t07_ipv6_parity() {
         assert_eq!(control.step(step), 0, "{step} arrives without egressd: {control}");
     }
     assert!(!lab.frames_to(hidden[1]).is_empty(), "a frame to the NAT64 prefix leaves without egressd");
+}
+
+/// A socket that is bound to a device reaches loopback by no route, so its query is not answered; nor does it leave.
+#[test]
+fn dns_over_a_socket_that_is_bound_to_a_device_goes_nowhere() {
+    const PROBE: &str = "import errno, socket, sys
+# id 1, recursion desired, one question: ok.test, A, IN
+query = bytes.fromhex('00010100000100000000000002') + b'ok' + bytes.fromhex('04') + b'test' + bytes.fromhex('0000010001')
+for server in sys.argv[2:]:
+    kind = socket.AF_INET6 if ':' in server else socket.AF_INET
+    ask = socket.socket(kind, socket.SOCK_DGRAM)
+    ask.settimeout(3)
+    ask.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
+    try:
+        ask.sendto(query, (server, 53))
+        print(sys.argv[1], server, 'answered by', ask.recvfrom(512)[1][0])
+    except OSError as error:
+        print(sys.argv[1], server, errno.errorcode.get(error.errno, error))";
+    let lab = Lab::new();
+    let file = lab.file("bound.py", PROBE);
+    let ask = |device: &str| format!("{} -I {} {device} {DNS} 2001:db8::53", lab::PYTHON, file.display());
+    lab.unconfined(&ask("eth0")).exits(0).says(&format!("eth0 {DNS} answered"));
+    let before = (lab.frames_to(DNS).len(), lab.zone().queries_for("ok.test").len());
+    let said = lab.sh("--allow ok.test", &ask("eth0"));
+    said.exits(0).says(&format!("eth0 {DNS} EPERM")).says("eth0 2001:db8::53 EPERM");
+    assert_eq!((lab.frames_to(DNS).len(), lab.zone().queries_for("ok.test").len()), before);
+    lab.expect_silence("127.0.0.1".parse::<IpAddr>().unwrap());
+    let said = lab.sh("--allow ok.test", &ask("lo"));
+    said.exits(0).says(&format!("lo {DNS} answered by {DNS}")).says("lo 2001:db8::53 answered by 2001:db8::53");
 }

@@ -73,7 +73,7 @@ pub(crate) fn files() -> Result<Vec<String>> {
     let output = git.output().context("cannot run git")?;
     anyhow::ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr).trim());
     let list = String::from_utf8(output.stdout).context("a file's name is not UTF-8")?;
-    Ok(list.split_terminator('\0').filter(|path| Path::new(path).is_file()).map(str::to_owned).collect())
+    Ok(list.split_terminator('\0').filter(|path| cargo::workspace().join(path).is_file()).map(str::to_owned).collect())
 }
 
 fn has_extension(path: &str, extensions: &[&str]) -> bool {

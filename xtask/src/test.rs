@@ -80,7 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 fn unit(filters: &[String]) -> Result<Tally> {
     let mut command = cargo::command(&["test", "--locked", "--no-fail-fast", "--workspace"])?;
     command.args(["--exclude", "egress-tests", "--exclude", "egress-ebpf", "--"]).args(filters);
-    run_counted(command, Show::Lines)
+    run_counted(command, LIMIT, show)
 }
 
 fn root(filters: &[String]) -> Result<Tally> {
@@ -94,7 +94,7 @@ fn root(filters: &[String]) -> Result<Tally> {
         let mut command = Command::new(&test.path);
         command.args(filters).current_dir(&test.package_dir);
         as_root_test(&mut command, &egressd);
-        tally.add(run_counted(command, Show::Lines)?);
+        tally.add(run_counted(command, LIMIT, show)?);
     }
     Ok(tally)
 }
@@ -104,37 +104,29 @@ pub(crate) fn as_root_test(command: &mut Command, egressd: &Path) {
     command.env("EGRESS_LAB_STRICT", "1").env("EGRESSD_BIN", egressd);
 }
 
-/// What becomes of the output of a test binary.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Show {
-    Lines,
-    Nothing,
+fn show(line: &str) {
+    println!("{line}");
 }
 
-/// Runs a command that runs libtest binaries, and adds up their results.
-pub(crate) fn run_counted(mut command: Command, show: Show) -> Result<Tally> {
+/// Runs a command that runs libtest binaries, and adds up their results. Longer than `limit` is a failure.
+pub(crate) fn run_counted(mut command: Command, limit: Duration, mut each: impl FnMut(&str)) -> Result<Tally> {
     let name = cargo::readable(&command);
-    if show == Show::Nothing {
-        command.stderr(Stdio::null());
-    }
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {name}"))?;
     let lines = lines_of(&mut child)?;
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + limit;
     let mut tally = Tally::default();
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 tally.add(Tally::from_result_line(&line).unwrap_or_default());
-                if show == Show::Lines {
-                    println!("{line}");
-                }
+                each(&line);
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 child.kill()?;
-                child.wait()?;
-                bail!("{name}: not done after {} min, killed", LIMIT.as_secs() / 60);
+                each(&format!("{name}: not done after {} min, killed", limit.as_secs() / 60));
+                break;
             }
         }
     }

@@ -5,7 +5,10 @@ use super::{load::Programs, tables::Tables};
 use aya::{
     maps::MapError,
     pin::PinError as PinLinkError,
-    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, links::FdLink},
+    programs::{
+        CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError,
+        links::{FdLink, LinkError, PinnedLink},
+    },
 };
 use egress_common::sandbox::Identity;
 use std::{
@@ -36,6 +39,15 @@ pub enum AttachError {
         /// Why.
         #[source]
         source: PinLinkError,
+    },
+    /// A pinned link cannot be opened.
+    #[error("cannot open the pinned link {}", path.display())]
+    Open {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LinkError,
     },
     /// The identity of a hook could not be written.
     #[error("cannot write the sandbox's identity for {hook}: is the cgroup gone?")]
@@ -171,6 +183,17 @@ fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Re
         }
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+/// Hooks that another process pinned, held open too.
+pub(crate) fn held<'n>(pins: &Path, names: impl Iterator<Item = &'n str>) -> Result<Vec<Hooked>, AttachError> {
+    names
+        .map(|name| {
+            let path = pins.join(name);
+            let link = PinnedLink::from_pin(&path).map_err(|source| AttachError::Open { path, source })?;
+            Ok(Hooked { name: name.to_owned(), _link: link.into() })
+        })
+        .collect()
 }
 
 pub(super) fn pin(link: FdLink, hook: &'static str, name: String, pins: &Path) -> Result<Hooked, AttachError> {

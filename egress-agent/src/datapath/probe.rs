@@ -94,9 +94,9 @@ impl Probe {
         })
     }
 
-    /// Writes the sandbox of [`SLOT`]. Its nonce must be [`NONCE`] for the cgroup hooks to run for it.
-    pub fn set_sandbox(&mut self, sandbox: Sandbox) -> Result<(), ProbeError> {
-        Ok(self.sandboxes.set(SLOT, &sandbox, 0)?)
+    /// Writes the sandbox of a slot, 0 or [`SLOT`]. The cgroup hooks run for that of [`SLOT`] if its nonce is [`NONCE`].
+    pub fn set_sandbox(&mut self, slot: u32, sandbox: Sandbox) -> Result<(), ProbeError> {
+        Ok(self.sandboxes.set(slot, &sandbox, 0)?)
     }
 
     /// Writes a rule.
@@ -135,9 +135,8 @@ impl Probe {
         Ok(self.listeners.insert(&key, &NONCE, 0)?)
     }
 
-    /// Makes a device the sandbox's.
-    pub fn set_device(&mut self, ifindex: u32, nonce: u64) -> Result<(), ProbeError> {
-        let identity = Identity { slot: SLOT, reserved: 0, nonce };
+    /// Makes a device a sandbox's.
+    pub fn set_device(&mut self, ifindex: u32, identity: Identity) -> Result<(), ProbeError> {
         Ok(self.devices.insert(&ifindex, &OnDevice { identity, ..OnDevice::default() }, 0)?)
     }
 

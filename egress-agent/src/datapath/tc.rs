@@ -4,7 +4,7 @@
 //! outlives us as well, goes with the device, and whoever may change the host's traffic control may remove it.
 
 use super::{
-    attach::{AttachError, Hooked, pin},
+    attach::{AttachError, Hooked, held as links_held, pin},
     detach::{DetachError, target},
     load::Programs,
     netlink::{Netlink, NetlinkError, Request, attributes},
@@ -74,6 +74,16 @@ pub(crate) fn attach(
         }
     }
     attach_clsact(programs, ifindex, nonce)
+}
+
+/// What another process placed, with its links held open too.
+pub(crate) fn held(ifindex: u32, held: Held, made_clsact: bool, pins: &Path) -> Result<Placed, AttachError> {
+    let names = DEVICE_HOOKS.map(|(hook, _)| name(hook, ifindex));
+    let links = match held {
+        Held::Tcx => links_held(pins, names.iter().map(String::as_str))?,
+        Held::Clsact => Vec::new(),
+    };
+    Ok(Placed { held, made_clsact, _links: links })
 }
 
 fn classifier<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {

@@ -4,14 +4,14 @@
 use super::{
     Directories,
     apply::apply,
-    claim::Claim,
+    build::ABI,
     devices::{Devices, Following},
     error::Error,
-    level::{Level, Reached},
-    live::{Kernel, Sandbox},
+    live::{AtDrop, Kernel, Sandbox},
+    names::{Listening, Serving},
     permits::Permits,
-    plan::{Plan, answers},
-    record::{Record, RuleLine, start_time},
+    plan::{Plan, lasting},
+    record::{Record, RuleLine},
     reporter::{Reporter, Scene, about},
     sharing,
     undo::{Undo, end_of_pins},
@@ -27,7 +27,7 @@ use crate::{
         state_dir::StateDir,
         tables::Tables,
     },
-    dns,
+    level::{Level, Reached},
     observe::{
         EventSink,
         event::{Kind, Subject},
@@ -35,10 +35,10 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::{permit::RuleRef, sandbox::Identity, verdict::ListenerKey};
+use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Instant,
 };
 
@@ -186,8 +186,11 @@ impl Builder {
         };
         if made.is_err() {
             end_of_pins(&self.directories, root, turn);
+            return made;
         }
-        made
+        // Nobody waits for this one's names. Closed meanwhile; detached where a name is required and not there.
+        drop((root, turn));
+        made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
     }
 
     fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
@@ -206,26 +209,20 @@ impl Builder {
         let nonce = rand::random::<u64>().max(1);
         let identity = Identity { slot: super::SLOT, reserved: 0, nonce };
 
-        let listeners = plan.open_listeners()?;
-        let facts = Facts { listener_port: listeners.as_ref().map_or(0, |found| found.port), ..plan.facts.clone() };
+        let opened = plan.listens.then(|| Listening::open(&plan, &tables, nonce)).transpose()?;
+        let facts = Facts { listener_port: opened.as_ref().map_or(0, Listening::port), ..plan.facts.clone() };
         let mut ids = RuleIds::new(capacity.rules);
         let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         apply(&diff(&Image::empty(super::SLOT), &image), &image, nonce, &tables).map_err(|(_, error)| error)?;
-        let listener = listeners.as_ref().map(|found| ListenerKey {
-            netns_cookie: facts.netns_cookie,
-            port: found.port.into(),
-            reserved: 0,
-        });
-        let claim = listener.map(|key| Claim::new(&tables, key, nonce)).transpose()?;
 
-        let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), image));
+        let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), 1, image));
         let subject = Subject {
             sandbox: plan.name.clone(),
             policy: self.policy.name.clone(),
             generation: 1,
             cgroup: Some(cgroup.name().to_string_lossy().into_owned()),
         };
-        let mut record = self.record(cgroup, &plan, nonce, listener, &permits);
+        let mut record = self.record(cgroup, &plan, nonce, &permits, &ids);
         record.write(&self.directories)?;
         let events = Record::directory(&self.directories, &plan.name).join(FILE_NAME);
         let sink = EventSink::with_file(&events, FILE_BYTES).map_err(Error::file(&events, "open"))?;
@@ -236,25 +233,11 @@ impl Builder {
             permits: Arc::clone(&permits),
             tables: Arc::clone(&tables),
             directory: Record::directory(&self.directories, &plan.name),
+            server: Mutex::new(Weak::new()),
         });
         let (reporter, inbox) = Reporter::start(Arc::clone(&scene), records, sink.clone())?;
-        let port = facts.listener_port;
-        let server = match listeners {
-            // The sockets stay open, and nobody reads them.
-            Some(_) if fault.as_deref() == Some("agent_silent") => None,
-            Some(found) => {
-                let sockets = dns::Listeners { udp: found.udp, tcp: found.tcp };
-                let config = plan.dns_config(&self.policy, 1);
-                let permits: Arc<dyn dns::Permits> = Arc::clone(&permits) as _;
-                let clients: Arc<dyn dns::Clients> = Arc::clone(&scene) as _;
-                Some(dns::Server::start(sockets, config, permits, clients, inbox)?)
-            }
-            None => None,
-        };
-        if plan.listens {
-            answers(&plan.netns, port)?;
-        }
-        let watch = plan.follow_addresses(&tables)?;
+        let serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
+        let addresses = plan.follow_addresses(&tables)?;
 
         let hooks =
             attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
@@ -268,7 +251,7 @@ impl Builder {
             plan.found.devices.is_empty(),
             self.strict,
         )?;
-        self.refuse_below(&sharing::level(&self.directories, &record, record.level.clone())?)?;
+        self.refuse_below(&sharing::level(&self.directories, &record, record.promised())?)?;
         record.write(&self.directories)?;
         let (devices, record) = (Arc::new(Mutex::new(devices)), Arc::new(Mutex::new(record)));
         // Last: its thread waits for the lock that we hold, and whoever drops it waits for the thread.
@@ -280,27 +263,37 @@ impl Builder {
             directories: self.directories.clone(),
             last: Some(plan.found.clone()),
         };
-        let watches = (watch, following.start()?);
+        let device_watch = following.start()?;
         devices.lock().unwrap_or_else(PoisonError::into_inner).stay();
         tracing::debug!(took_us = started.elapsed().as_micros(), "hooks attached");
         sink.emit(&about(Kind::Attach, &subject));
-        if let Some(claim) = claim {
-            claim.keep();
-        }
-        let kernel = Kernel { devices, hooks, tables, identity, cgroup_id: cgroup.id() };
-        Ok(Sandbox::new(kernel, scene, server, reporter, watches, sink, record, plan, ids, self.directories.clone()))
+        let server = serving.map(Serving::keep);
+        Ok(Sandbox {
+            kernel: Kernel {
+                devices,
+                hooks,
+                tables,
+                identity,
+                directory: cgroup.path().to_owned(),
+                cgroup_id: cgroup.id(),
+            },
+            scene,
+            server,
+            reporter: Some(reporter),
+            inbox,
+            _addresses: addresses,
+            device_watch,
+            sink,
+            record,
+            plan,
+            ids,
+            directories: self.directories.clone(),
+            at_drop: AtDrop::Detach,
+        })
     }
 
-    fn record(
-        &self,
-        cgroup: &Cgroup,
-        plan: &Plan,
-        nonce: u64,
-        listener: Option<ListenerKey>,
-        permits: &Permits,
-    ) -> Record {
-        let pid = std::process::id();
-        Record {
+    fn record(&self, cgroup: &Cgroup, plan: &Plan, nonce: u64, permits: &Permits, ids: &RuleIds) -> Record {
+        let mut record = Record {
             name: plan.name.clone(),
             cgroup: cgroup.name().to_owned(),
             directory: cgroup.path().to_owned(),
@@ -312,13 +305,20 @@ impl Builder {
             devices: Vec::new(),
             host_netns: plan.host_netns,
             level: plan.level(self.privileged, &plan.found),
+            judged: None,
             // A raw socket is held by the device alone.
             required: self.require.max(self.raw_sockets.then_some(Level::L2)),
-            agent_pid: Some(pid),
-            agent_start: start_time(pid),
-            listener: listener.map(|key| (key.netns_cookie, key.port)),
+            adopted: false,
+            agent_pid: None,
+            agent_start: None,
             own_netns: plan.facts.own_netns,
-        }
+            netns: self.netns.as_deref().map(lasting),
+            pinned_as: None,
+            abi: ABI,
+            next_tag: ids.next_tag(),
+        };
+        record.served_by(Some(std::process::id()));
+        record
     }
 
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {

@@ -4,7 +4,6 @@
 use super::{
     Directories,
     error::Error,
-    level::{Level, Reached},
     plan::Plan,
     record::{DeviceLine, Record},
     sharing::Place,
@@ -19,6 +18,7 @@ use crate::{
         tables::Tables,
         tc::{self, Held, Placed},
     },
+    level::{Level, Reached},
 };
 use egress_common::sandbox::Identity;
 use std::{
@@ -29,7 +29,8 @@ use std::{
 
 /// The programs, and the devices that they are on.
 pub(super) struct Devices {
-    programs: Programs,
+    /// None where another process loaded them: the links and filters hold them, and no device can be added.
+    programs: Option<Programs>,
     tables: Arc<Tables>,
     identity: Identity,
     links: PathBuf,
@@ -67,7 +68,7 @@ impl Devices {
             }
         }
         Ok(Self {
-            programs,
+            programs: Some(programs),
             tables: Arc::clone(tables),
             identity,
             links,
@@ -80,6 +81,44 @@ impl Devices {
             placed: BTreeMap::new(),
             stays: false,
         })
+    }
+
+    /// Those of a sandbox that another process attached; they stay when this is dropped. `host` is where they are.
+    pub(super) fn resume(
+        tables: &Arc<Tables>,
+        identity: Identity,
+        links: PathBuf,
+        host: Netns,
+        record: &Record,
+        directories: &Directories,
+    ) -> Result<Self, Error> {
+        let held = |line: &DeviceLine| -> Result<_, Error> {
+            Ok((line.ifindex, (line.name.clone(), tc::held(line.ifindex, line.held, line.made_clsact, &links)?)))
+        };
+        Ok(Self {
+            programs: None,
+            tables: Arc::clone(tables),
+            identity,
+            placed: record.devices.iter().map(held).collect::<Result<_, _>>()?,
+            links,
+            host,
+            host_netns: record.host_netns,
+            name: record.name.clone(),
+            directories: directories.clone(),
+            tcx: true,
+            has_sources: true,
+            stays: true,
+        })
+    }
+
+    /// The first hook that is not where it was put, if any.
+    pub(super) fn missing(&self) -> Result<Option<String>, Error> {
+        for ifindex in self.placed.keys() {
+            if !self.is_in_place(*ifindex)? {
+                return Ok(Some(tc::name(tc::DEVICE_HOOKS[0].0, *ifindex)));
+            }
+        }
+        Ok(None)
     }
 
     /// From here on, dropping it takes nothing off.
@@ -141,7 +180,10 @@ impl Devices {
             // Whatever it sent would be of no known source.
             return Err(Error::NoSources);
         }
-        self.programs.load_device_programs()?;
+        let Some(programs) = &mut self.programs else {
+            return Err(Error::Adopted);
+        };
+        programs.load_device_programs()?;
         let place = Place {
             directories: &self.directories,
             host_netns: self.host_netns,
@@ -149,7 +191,7 @@ impl Devices {
             name: &self.name,
         };
         self.tables.set_device(device.ifindex, place.join(self.identity, self.tcx)?)?;
-        let placed = tc::attach(&mut self.programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
+        let placed = tc::attach(programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
         self.placed.insert(device.ifindex, (device.name.clone(), placed));
         Ok(())
     }

@@ -2,43 +2,33 @@
 
 use super::{
     Directories,
-    apply::apply,
+    apply::exchange,
     attach::{refuse_transient_mounts, rule_lines},
+    cut::{Connections, Place},
     devices::Devices,
+    end::take_down,
     error::Error,
-    level::Reached,
+    names::Listening,
     plan::Plan,
     record::Record,
-    reporter::{Reporter, Scene, about},
-    sharing::{self, Place},
-    undo::end_of_pins,
+    reporter::{DnsInbox, Reporter, Scene, about},
+    sharing,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, RuleIds, compile, diff, undo},
-    datapath::{
-        addresses,
-        attach::{Hooked, disown},
-        bpffs::PinRoot,
-        detach::{detach_link, pinned_links},
-        device::DeviceWatch,
-        netns::Netns,
-        state_dir::StateDir,
-        tables::Tables,
-        tc::{self, Held},
-    },
+    compile::{Facts, RuleIds, compile},
+    datapath::{addresses, attach::Hooked, bpffs::PinRoot, device::DeviceWatch, state_dir::StateDir, tables::Tables},
     dns,
-    observe::{EventSink, Events, event::Kind, sink::QUEUE},
-    policy::Policy,
+    level::Reached,
+    observe::{AsyncEvents, EventSink, Events, event::Kind, sink::QUEUE},
+    policy::{Established, Policy},
 };
-use egress_common::{sandbox::Identity, verdict::ListenerKey};
+use egress_common::sandbox::Identity;
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -50,35 +40,49 @@ pub(super) struct Kernel {
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
     pub(super) identity: Identity,
+    /// Of the cgroup.
+    pub(super) directory: PathBuf,
     pub(super) cgroup_id: u64,
 }
 
 /// A sandbox under enforcement.
 ///
-/// Dropping it detaches, unless it was pinned: a populated cgroup is open then. Its links are pinned from the first moment
-/// on, so that a crash of this process opens nothing.
+/// Dropping it detaches, unless it was pinned or adopted: a populated cgroup is open then. Its links are pinned from the
+/// first moment on, so that a crash of this process opens nothing, and [`Sandbox::adopt`] finds it as it was.
 pub struct Sandbox {
-    kernel: Kernel,
-    scene: Arc<Scene>,
-    server: Option<dns::Server>,
-    reporter: Option<Reporter>,
-    _addresses: Option<addresses::Watch>,
-    device_watch: Option<DeviceWatch>,
-    sink: EventSink,
-    name: String,
+    pub(super) kernel: Kernel,
+    pub(super) scene: Arc<Scene>,
+    pub(super) server: Option<Arc<dns::Server>>,
+    pub(super) reporter: Option<Reporter>,
+    /// For a server that starts later.
+    pub(super) inbox: Arc<DnsInbox>,
+    pub(super) _addresses: Option<addresses::Watch>,
+    pub(super) device_watch: Option<DeviceWatch>,
+    pub(super) sink: EventSink,
     /// Its devices and level change on the thread that follows them.
-    record: Arc<Mutex<Record>>,
-    plan: Plan,
-    ids: RuleIds,
-    directories: Directories,
-    stays: bool,
+    pub(super) record: Arc<Mutex<Record>>,
+    pub(super) plan: Plan,
+    pub(super) ids: RuleIds,
+    pub(super) directories: Directories,
+    pub(super) at_drop: AtDrop,
+}
+
+/// What Drop does to enforcement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum AtDrop {
+    /// Ends it.
+    Detach,
+    /// Leaves it to whoever adopts the sandbox.
+    Leave,
+    /// Nothing any more.
+    Nothing,
 }
 
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sandbox")
-            .field("name", &self.name)
-            .field("cgroup", &self.record().directory)
+            .field("name", &self.name())
+            .field("cgroup", &self.kernel.directory)
             .finish_non_exhaustive()
     }
 }
@@ -93,37 +97,6 @@ pub enum Released {
 }
 
 impl Sandbox {
-    #[expect(clippy::too_many_arguments, reason = "called once, by attach, with what it made")]
-    pub(super) fn new(
-        kernel: Kernel,
-        scene: Arc<Scene>,
-        server: Option<dns::Server>,
-        reporter: Reporter,
-        (addresses, device_watch): (Option<addresses::Watch>, Option<DeviceWatch>),
-        sink: EventSink,
-        record: Arc<Mutex<Record>>,
-        plan: Plan,
-        ids: RuleIds,
-        directories: Directories,
-    ) -> Self {
-        let name = plan.name.clone();
-        Self {
-            kernel,
-            scene,
-            server,
-            reporter: Some(reporter),
-            _addresses: addresses,
-            device_watch,
-            sink,
-            name,
-            record,
-            plan,
-            ids,
-            directories,
-            stays: false,
-        }
-    }
-
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,16 +107,24 @@ impl Sandbox {
 
     /// Its name, unique on the host.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.plan.name
     }
 
     /// What is promised now: devices may come later.
     pub fn level(&self) -> Reached {
         let record = self.record().clone();
-        sharing::level(&self.directories, &record, record.level.clone()).unwrap_or_else(|error| {
+        let level = record.promised();
+        sharing::level(&self.directories, &record, level.clone()).unwrap_or_else(|error| {
             tracing::warn!(%error, "who shares the devices is not known");
-            record.level
+            level
         })
+    }
+
+    /// What whoever puts processes into it knows better, for `egressd status`. It is not looked into.
+    pub fn judge(&mut self, reached: Reached) -> Result<(), Error> {
+        let mut record = self.record();
+        record.judged = Some(reached);
+        record.write(&self.directories)
     }
 
     /// Host side of its device, where one was found or given.
@@ -175,25 +156,47 @@ impl Sandbox {
         self.sink.subscribe(QUEUE)
     }
 
+    /// [`Sandbox::events`] for asynchronous code, on any executor.
+    pub fn events_async(&self) -> AsyncEvents {
+        self.sink.subscribe_async(QUEUE)
+    }
+
+    /// Why nobody answers the sandbox's DNS any more; `None` while somebody does, or where no name was ever allowed.
+    ///
+    /// Enforcement goes on without: what is permitted fades, and no name opens anything new. The server does not recover; a new
+    /// owner starts another ([`Sandbox::adopt`]).
+    pub fn dns_failure(&self) -> Option<Arc<dns::DnsError>> {
+        self.server.as_ref()?.wait_failure(Duration::ZERO)
+    }
+
     /// Puts another policy in force; it is when this returns. An error leaves the old one.
     ///
     /// In between, nothing is open that neither policy opens: denies come first, then what is no longer allowed goes, then
-    /// denies that are gone, then what is new.
+    /// denies that are gone, then what is new. With the first name, the sandbox gets a DNS listener; `lo` must be up in its
+    /// network namespace then.
+    ///
+    /// With `established = "cut"` the owners of TCP connections that the new policy does not allow get ECONNABORTED, where the
+    /// kernel can do that (CONFIG_INET_DIAG_DESTROY); else their packets are denied, and they notice by a timeout.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
         if self.was_detached() {
-            return Err(Error::NotAttached { cgroup: self.record().directory.clone() });
+            return Err(Error::NotAttached { cgroup: self.kernel.directory.clone() });
         }
         let plan = self.plan.with(&policy)?;
-        if plan.listens && self.server.is_none() {
-            return Err(Error::NoListener);
-        }
-        let listener_port = self.scene.permits.in_force().image.settings.listener_port;
-        let facts = Facts { listener_port, ..plan.facts.clone() };
+        let opened = match self.server {
+            None if plan.listens => Some(Listening::open(&plan, &self.kernel.tables, self.kernel.identity.nonce)?),
+            _ => None,
+        };
+        let before = self.scene.permits.in_force().image.settings.listener_port;
+        let facts = Facts { listener_port: opened.as_ref().map_or(before, Listening::port), ..plan.facts.clone() };
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
         let image = compile(&policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         let generation = self.generation() + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
+        let connections = (policy.established == Established::Cut).then(|| Connections::before(self.place()));
+        // Nobody asks it before the policy is in force.
+        let started =
+            opened.map(|opened| opened.serve(&plan, &policy, generation, &self.scene, &self.inbox)).transpose()?;
         {
             let mut in_force = self.scene.permits.in_force();
             // First, because it may refuse the policy. It can write no permit of the new policy before that is in force.
@@ -204,22 +207,21 @@ impl Sandbox {
                 None => Ok(()),
             };
             serve(&plan, &policy, generation)?;
-            let changes = diff(&in_force.image, &image);
-            let nonce = self.kernel.identity.nonce;
-            if let Err((done, error)) = apply(&changes, &image, nonce, &self.kernel.tables) {
-                let back = undo(&in_force.image, &changes[..=done]);
-                if let Err((_, worse)) = apply(&back, &in_force.image, nonce, &self.kernel.tables) {
-                    // Neither policy as a whole: closed for good, rather than open by accident.
-                    tracing::error!(%worse, "the old policy could not be restored; the sandbox is closed");
-                    disown(&self.kernel.tables, self.kernel.cgroup_id)?;
-                }
-                self.ids.skip_tags(&ids);
+            if let Err(error) = exchange(&in_force.image, &image, &self.kernel) {
                 serve(&self.plan, &in_force.policy, in_force.generation)?;
-                return Err(error.into());
+                drop(in_force);
+                self.ids.skip_tags(&ids);
+                let mut record = self.record();
+                record.next_tag = self.ids.next_tag();
+                record.write(&self.directories)?;
+                return Err(error);
             }
             in_force.generation = generation;
             in_force.policy = Arc::new(policy);
             in_force.image = image;
+        }
+        if let Some(started) = started {
+            self.server = Some(started.keep());
         }
         self.ids = ids;
         if plan.listens {
@@ -228,13 +230,26 @@ impl Sandbox {
         let rules = rule_lines(&self.scene.permits.in_force().image);
         let mut record = self.record();
         (record.generation, record.policy, record.rules) = (generation, text, rules);
+        record.next_tag = self.ids.next_tag();
         record.write(&self.directories)?;
         drop(record);
+        // They are denied all the same: only their owners wait longer.
+        match connections.map(|before| before.and_then(|before| before.cut(self.place()))) {
+            Some(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "connections were not ended"),
+            Some(Ok(ended)) => tracing::debug!(ended, "connections"),
+            None => {}
+        }
         let mut subject = self.scene.subject.lock().unwrap_or_else(PoisonError::into_inner);
         subject.generation = generation;
         subject.policy = name;
         self.sink.emit(&about(Kind::Reload, &subject));
         Ok(())
+    }
+
+    pub(super) fn resolve_ahead(&self) -> Result<(), Error> {
+        let policy = Arc::clone(&self.scene.permits.in_force().policy);
+        let server = self.server.iter();
+        server.map(|server| Plan::resolve_ahead(&policy, server)).try_for_each(|ahead| Ok(ahead?))
     }
 
     /// Waits until every `proxy` of the policy takes a connection, from the sandbox's network namespace.
@@ -255,32 +270,40 @@ impl Sandbox {
         })
     }
 
-    /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by its name.
-    pub fn pin(&mut self) -> Result<(), Error> {
+    /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by this name, beside its
+    /// own: [`Sandbox::adopt`]. It is 1 to 64 letters, digits, `-` and `_`.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`]; [`Error::TransientMounts`] where pins would not last.
+    pub fn pin(&mut self, name: &str) -> Result<(), Error> {
         refuse_transient_mounts()?;
-        self.stays = true;
-        self.leave()
-    }
-
-    /// Writes down that nobody serves the sandbox any more.
-    fn leave(&self) -> Result<(), Error> {
+        let state = StateDir::open(&self.directories.state)?;
+        let turn = state.lock()?;
+        let named = PinRoot::open(&self.directories.pin, &turn)?.owner_dir(name)?.is_some();
+        let others = Record::all(&self.directories)?.into_iter().filter(|record| record.name != self.name());
+        let taken = others.into_iter().any(|record| record.pinned_as.as_deref() == Some(name));
+        if taken || (named && name != self.name()) {
+            return Err(Error::NameTaken { name: name.to_owned() });
+        }
         let mut record = self.record();
-        (record.agent_pid, record.agent_start) = (None, None);
-        record.write(&self.directories)
+        record.pinned_as = Some(name.to_owned());
+        record.write(&self.directories)?;
+        drop(record);
+        self.at_drop = AtDrop::Leave;
+        Ok(())
     }
 
     /// Detaches if the cgroup is empty, leaves it closed otherwise.
     pub fn release(mut self) -> Result<Released, Error> {
         let mount = CgroupMount::find()?;
-        let (directory, cgroup_id) = (self.record().directory.clone(), self.kernel.cgroup_id);
-        let populated = match Cgroup::open(&mount, &directory) {
+        let (directory, cgroup_id) = (&self.kernel.directory, self.kernel.cgroup_id);
+        let populated = match Cgroup::open(&mount, directory) {
             Ok(cgroup) if cgroup.id() == cgroup_id => cgroup.populated()?,
             // Removed: nothing can be in it any more.
             _ => false,
         };
         // A record of what somebody else took down would keep the cgroup from being attached again.
         if populated && !self.was_detached() {
-            self.stays = true;
             self.leave()?;
             return Ok(Released::Enforced);
         }
@@ -298,75 +321,49 @@ impl Sandbox {
         self.record().is_taken_down(&self.directories)
     }
 
+    fn place(&self) -> Place<'_> {
+        Place { tables: &self.kernel.tables, netns: &self.plan.netns, cgroup: &self.kernel.directory }
+    }
+
+    /// Nobody serves it from here on, and whoever comes may.
+    fn leave(&mut self) -> Result<(), Error> {
+        self.fall_silent();
+        if self.was_detached() {
+            return Ok(());
+        }
+        let mut record = self.record();
+        record.served_by(None);
+        record.write(&self.directories)
+    }
+
     fn end(&mut self) -> Result<(), Error> {
-        self.stays = true;
-        // Reads what the kernel reported last, so that no count is lost.
-        drop(self.server.take());
-        drop(self.reporter.take());
-        // Its thread takes the lock that is taken below.
-        drop(self.device_watch.take());
+        self.fall_silent();
         self.sink.emit(&about(Kind::Detach, &self.scene.subject()));
         let record = self.record().clone();
         take_down(&self.directories, &record, Some(self.devices().host.try_clone()?))
+    }
+
+    /// Reads what the kernel reported last, so that no count is lost.
+    fn fall_silent(&mut self) {
+        self.at_drop = AtDrop::Nothing;
+        drop(self.server.take());
+        drop(self.reporter.take());
+        // Its thread waits for the lock of the state directory, and may write the record.
+        drop(self.device_watch.take());
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if self.stays {
-            return;
-        }
-        if let Err(error) = self.end() {
-            tracing::error!(%error, sandbox = self.name, "not detached; it stays closed until `egressd detach`");
-        }
-    }
-}
-
-/// Removes everything of a sandbox: closed first, open at the very end. Done as well when somebody else did it, and then
-/// nothing of a sandbox that took its name since is touched.
-///
-/// `host` is the network namespace in which its devices are, where the caller has it.
-pub(super) fn take_down(directories: &Directories, record: &Record, host: Option<Netns>) -> Result<(), Error> {
-    let state = StateDir::open(&directories.state)?;
-    let turn = state.lock()?;
-    let root = PinRoot::open(&directories.pin, &turn)?;
-    let Some(pins) = root.owner_dir(&record.name)? else {
-        Record::remove(directories, &record.name)?;
-        end_of_pins(directories, root, turn);
-        return Ok(());
-    };
-    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-    if tables.sandbox(super::SLOT)?.nonce != record.nonce {
-        return Ok(());
-    }
-    let filtered: Vec<_> = record.devices.iter().filter(|device| device.held == Held::Clsact).collect();
-    // Asked for before anything is taken off: filters are not found from everywhere.
-    let host = if filtered.is_empty() { None } else { Some(host.map_or_else(|| record.find_host_netns(), Ok)?) };
-    // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
-    // another one has its path.
-    if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
-        disown(&tables, record.cgroup_id)?;
-    }
-    if let Some((netns_cookie, port)) = record.listener {
-        tables.remove_listener(ListenerKey { netns_cookie, port, reserved: 0 })?;
-    }
-    for device in &record.devices {
-        let (host_netns, name) = (record.host_netns, record.name.as_str());
-        Place { directories, host_netns, ifindex: device.ifindex, name }.leave()?;
-    }
-    let links = pins.join("links");
-    for link in pinned_links(&links)? {
-        detach_link(&links.join(link.name))?;
-    }
-    if let Some(host) = host {
-        for device in filtered {
-            host.enter(|| tc::remove_filters(device.ifindex, record.nonce, device.made_clsact))??;
+        let (done, left) = match self.at_drop {
+            AtDrop::Nothing => return,
+            AtDrop::Leave => (self.leave(), "its record names this process as the one that serves it"),
+            AtDrop::Detach => (self.end(), "not detached; it stays closed until `egressd detach`"),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, sandbox = self.name(), "{left}");
         }
     }
-    root.remove_owner_dir(&record.name)?;
-    Record::remove(directories, &record.name)?;
-    end_of_pins(directories, root, turn);
-    Ok(())
 }
 
 fn connect_until(address: SocketAddr, deadline: Instant) -> io::Result<()> {

@@ -1,18 +1,17 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{
-    Directories,
-    error::Error,
-    level::{Level, Reached},
-};
+use super::{Directories, error::Error};
 use crate::{
     compile::RuleText,
     datapath::{netns::Netns, tc::Held},
+    level::{Level, Reached},
 };
+use egress_common::permit::RuleRef;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -43,18 +42,28 @@ pub(super) struct Record {
     pub(super) devices: Vec<DeviceLine>,
     /// Cookie of the network namespace in which they are.
     pub(super) host_netns: u64,
-    /// What is promised, as if its devices were its own alone.
+    /// What its devices and hooks reach, as if the devices were its own alone.
     pub(super) level: Reached,
+    /// What whoever puts processes into it made of that.
+    pub(super) judged: Option<Reached>,
     /// The least that must be promised.
     pub(super) required: Option<Level>,
+    /// It was taken over: whoever serves it cannot put devices that come later under the verdict.
+    pub(super) adopted: bool,
     /// The process that serves it.
     pub(super) agent_pid: Option<u32>,
     /// Start time of that process, in clock ticks since boot: a pid alone may be somebody else's by now.
     pub(super) agent_start: Option<u64>,
-    /// Port of the DNS listener, and the namespace it is in.
-    pub(super) listener: Option<(u64, u32)>,
     /// True in a network namespace of its own.
     pub(super) own_netns: bool,
+    /// Where that namespace was found, if the caller named it.
+    pub(super) netns: Option<PathBuf>,
+    /// The name under which its owner left it to whoever comes next.
+    pub(super) pinned_as: Option<String>,
+    /// Version of the layouts of its maps.
+    pub(super) abi: u32,
+    /// Tags of rules below this one were used.
+    pub(super) next_tag: u32,
 }
 
 /// A device under enforcement.
@@ -73,6 +82,12 @@ pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
     pub(super) text: RuleText,
+}
+
+impl RuleLine {
+    pub(super) fn reference(&self) -> RuleRef {
+        RuleRef { index: self.index, tag: self.tag }
+    }
 }
 
 impl Record {
@@ -166,7 +181,7 @@ impl Record {
     /// The network namespace in which its devices are, if one of those at hand is it: the caller's, PID 1's, or that of the
     /// process that serves the sandbox.
     pub(super) fn find_host_netns(&self) -> Result<Netns, Error> {
-        let agent = self.agent_pid.filter(|_| self.agent_is_alive()).and_then(|pid| i32::try_from(pid).ok());
+        let agent = self.agent().and_then(|pid| i32::try_from(pid).ok());
         let pids = std::iter::once(1).chain(agent).map(|pid| Netns::from_pid(Pid::from_raw(pid)));
         std::iter::once(Netns::current())
             .chain(pids)
@@ -175,9 +190,50 @@ impl Record {
             .ok_or_else(|| Error::HostNetns { name: self.name.clone() })
     }
 
-    /// True while the process that serves the sandbox lives.
-    pub(super) fn agent_is_alive(&self) -> bool {
-        self.agent_pid.is_some_and(|pid| start_time(pid).is_some_and(|start| Some(start) == self.agent_start))
+    /// The record of a sandbox by its own name, or by the one that it was pinned under.
+    pub(super) fn named(directories: &Directories, name: &str) -> Result<Self, Error> {
+        let known = |record: &Self| record.name == name || record.pinned_as.as_deref() == Some(name);
+        Self::all(directories)?.into_iter().find(known).ok_or_else(|| Error::Unknown { name: name.to_owned() })
+    }
+
+    /// The process that serves the sandbox, if it lives.
+    pub(super) fn agent(&self) -> Option<u32> {
+        self.agent_pid.filter(|pid| start_time(*pid).is_some_and(|start| Some(start) == self.agent_start))
+    }
+
+    /// What is promised now, as if its devices were its own alone. Devices that come later are judged only while the process that
+    /// attached the sandbox serves it.
+    pub(super) fn promised(&self) -> Reached {
+        let mut promised = match &self.judged {
+            None => self.level.clone(),
+            Some(judged) if judged.level < self.level.level => judged.clone(),
+            Some(judged) => {
+                let news = self.level.missing.iter().filter(|line| !judged.missing.contains(line));
+                let missing = judged.missing.iter().chain(news).cloned().collect();
+                Reached { missing, ..self.level.clone() }
+            }
+        };
+        if self.own_netns && (self.adopted || self.agent().is_none()) {
+            promised.missing.push(
+                "devices that come later are not judged: only the process that attached the sandbox can put them under the verdict; attach it anew, and without --pin"
+                    .to_owned(),
+            );
+            if promised.level >= Some(Level::L2) {
+                promised.text = format!("{}, minus devices that come later", promised.text);
+            }
+        }
+        promised
+    }
+
+    /// Notes who serves the sandbox from now on: this process, or nobody.
+    pub(super) fn served_by(&mut self, pid: Option<u32>) {
+        self.agent_pid = pid;
+        self.agent_start = pid.and_then(start_time);
+    }
+
+    /// What is known of each rule.
+    pub(super) fn texts(&self) -> BTreeMap<RuleRef, RuleText> {
+        self.rules.iter().map(|line| (line.reference(), line.text.clone())).collect()
     }
 
     pub(super) fn rule_text(&self, tag: u32) -> Option<&RuleText> {
@@ -186,7 +242,7 @@ impl Record {
 }
 
 /// Field 22 of `/proc/PID/stat` (proc(5)).
-pub(super) fn start_time(pid: u32) -> Option<u64> {
+fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field may hold anything, brackets and blanks included.
     let (_, rest) = stat.rsplit_once(')')?;

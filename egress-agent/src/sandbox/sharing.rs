@@ -4,15 +4,13 @@
 //! Everything here is done by whoever holds the lock of the state directory. At each step some program on the device drops what
 //! nobody allowed.
 
-use super::{
-    Directories,
-    error::Error,
+use super::{Directories, error::Error, record::Record};
+use crate::{
+    datapath::{
+        tables::Tables,
+        tc::{self, Held},
+    },
     level::{Level, Reached},
-    record::Record,
-};
-use crate::datapath::{
-    tables::Tables,
-    tc::{self, Held},
 };
 use egress_common::sandbox::{Identity, OnDevice};
 
@@ -109,11 +107,15 @@ pub(super) fn level(directories: &Directories, record: &Record, mut level: Reach
         if level.level > Some(Level::L1) {
             (level.level, level.text) = (Some(Level::L1), Level::L1.to_string());
         }
-        level.missing.push(format!(
+        let why = format!(
             "for L2: a network namespace of its own: device {} passes what {} may reach too",
             line.name,
             others.join(", ")
-        ));
+        );
+        // Whoever judged the level may have been told.
+        if !level.missing.contains(&why) {
+            level.missing.push(why);
+        }
     }
     Ok(level)
 }

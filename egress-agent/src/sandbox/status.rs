@@ -1,12 +1,6 @@
 //! `egressd status`: the kernel's state, with names from the records.
 
-use super::{
-    Directories, SLOT,
-    error::Error,
-    level::{Level, Reached},
-    record::Record,
-    sharing,
-};
+use super::{Directories, SLOT, error::Error, record::Record, sharing};
 use crate::{
     datapath::{
         attach::CGROUP_HOOKS,
@@ -16,6 +10,7 @@ use crate::{
         tables::Tables,
         tc::{self, Held},
     },
+    level::Reached,
     observe::{counters::Totals, sink::FILE_NAME},
     policy::{Mode, Policy},
 };
@@ -116,7 +111,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
         maps.push(MapUse {
             map: map::PERMITS.to_owned(),
             entries: permits,
-            capacity: Tables::permit_capacity(&pins.join("maps"))?,
+            capacity: Tables::capacity(&pins.join("maps"))?.permits.into(),
         });
         counters = Totals::of(&tables.counters(SLOT)?);
     }
@@ -126,13 +121,13 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
     let devices: Vec<_> = record.devices.iter().map(|device| device.name.clone()).collect();
     Ok(Status {
         in_force: there && complete && owned && hooks.iter().all(|hook| hook.attached),
-        agent_pid: record.agent_pid.filter(|_| record.agent_is_alive()),
+        agent_pid: record.agent(),
         policy: policy.name.clone(),
         mode: if policy.mode == Mode::Observe { "observe" } else { "enforce" }.to_owned(),
         cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
         device: (!record.devices.is_empty()).then(|| devices.join(",")),
         generation: record.generation,
-        level: sharing::level(directories, &record, level(&record))?,
+        level: sharing::level(directories, &record, record.promised())?,
         sandbox: record.name,
         hooks,
         maps,
@@ -171,20 +166,6 @@ fn hooks_of(record: &Record, links: &Path, ours: &BTreeSet<u32>) -> Result<Vec<H
         hooks.push(HookStatus { hook: link.name, attached });
     }
     Ok(hooks)
-}
-
-/// What is promised now: where nobody serves the sandbox, nobody follows its devices either.
-fn level(record: &Record) -> Reached {
-    let mut level = record.level.clone();
-    if record.own_netns && !record.agent_is_alive() {
-        level.missing.push(
-            "no process follows its devices, and one that comes later is not judged: attach without --pin".to_owned(),
-        );
-        if level.level >= Some(Level::L2) {
-            level.text = format!("{}, minus devices that come later", level.text);
-        }
-    }
-    level
 }
 
 /// The event files of one sandbox, or of all.

@@ -2,7 +2,7 @@
 //! or opened by it.
 
 use super::{Job, SOON, end, now_ns};
-use lab::{EVIL, Lab, OK, Running, until};
+use lab::{EVIL, Lab, OK, Running, need, until};
 use nix::sys::signal::Signal;
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -123,6 +123,33 @@ fn a_cgroup_made_anew_at_the_same_path_is_another_one() {
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("closed")), Some(7));
     job.detach().exits(0);
     lab.expect_hits(&lab.token("open"), 1);
+    assert_eq!(lab.hits(&lab.token("closed")).len(), 0);
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+}
+
+/// From its first step on, an end closes; what was open by the policy opens with the rest, after the last.
+#[test]
+fn an_end_that_fails_leaves_the_cgroup_closed() {
+    need("bpftool");
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    let before = lab.snapshot();
+    job.attach(&format!("--allow {OK} --pin")).output().exits(0);
+    assert_eq!(job.curl(&OK.to_string(), &lab.token("allowed")), Some(0));
+    // What lies among the links and is none stops a detach.
+    let (_, status) = job.status();
+    let pins = lab.pin_dir().join(status["sandbox"].as_str().unwrap());
+    let stray = pins.join("links/a_stray");
+    let pin = format!("bpftool map pin pinned {} {}", pins.join("maps/OWN").display(), stray.display());
+    lab.outer_ns().sh(&pin).exits(0);
+    assert_ne!(job.detach().code, Some(0));
+    for address in [OK, EVIL] {
+        assert_eq!(job.curl(&address.to_string(), &lab.token("closed")), Some(7), "{address}");
+    }
+    fs::remove_file(stray).unwrap();
+    job.detach().exits(0);
+    assert_eq!(job.curl(&EVIL.to_string(), &lab.token("open")), Some(0));
+    lab.expect_hits(&lab.token("allowed"), 1);
     assert_eq!(lab.hits(&lab.token("closed")).len(), 0);
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
 }
