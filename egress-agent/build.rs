@@ -20,14 +20,17 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-changed={}", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock"));
     // SAFETY: a build script's main has no other thread.
     unsafe { std::env::set_var(RUSTC_BOOTSTRAP, "1") };
+    let object = std::path::PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("egress");
+    // That of the build before is a stub, or shortened already.
+    if object.exists() {
+        fs::remove_file(&object).with_context(|| format!("cannot remove {}", object.display()))?;
+    }
     aya_build::build_ebpf(
         [Package { name: "egress-ebpf", root_dir: ebpf, ..Package::default() }],
         Toolchain::Custom(CHANNEL),
     )?;
-    // AYA_BUILD_SKIP (clippy and rustdoc need no object) leaves no file, or the stub of the time before, and without a file
-    // include_bytes! would not compile.
-    let object = std::path::PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("egress");
-    if fs::metadata(&object).is_ok_and(|found| found.len() > 0) {
+    // AYA_BUILD_SKIP (clippy and rustdoc need no object) leaves no file, and include_bytes! would not compile.
+    if object.exists() {
         without_dwarf(&object).with_context(|| format!("cannot shorten {}", object.display()))
     } else {
         fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod compile;
 pub mod datapath;
 pub mod dns;
+pub mod level;
 pub mod observe;
 pub mod policy;
 pub mod run;

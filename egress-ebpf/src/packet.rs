@@ -101,13 +101,14 @@ fn excuse(tenant: Tenant, packet: Packet, headers: &Headers, verdict: Verdict) -
     }
     let Some(socket) = packet.socket() else { return verdict };
     let peer = socket.peer();
-    if verdict.is_expired() && !opens && outlives(tenant, socket, peer, flow) {
+    if !opens && outlives(tenant, socket, peer, flow) {
         return Reason::Established.into();
     }
     if translates(tenant, socket, peer, headers) { Reason::Translated.into() } else { verdict }
 }
 
-/// The socket was connected to this very destination while its permit lived, and the rule still stands.
+/// The socket was connected to this very destination while its permit lived, and the rule still stands. The permit itself is
+/// forgotten some time after its end.
 #[inline(always)]
 fn outlives(tenant: Tenant, socket: Socket, (peer, port): (Addr, u16), flow: &Flow) -> bool {
     let Some(kept) = socket.connected() else { return false };

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -125,6 +126,18 @@ fn t25_exit_codes() {
     lab.run("--allow ok.test", &["nonexistent_cmd"]).exits(127);
     let plain = lab.file("plain", "not executable");
     lab.run("--allow ok.test", &[plain.to_str().unwrap()]).exits(126);
+    // Who may not search a directory of PATH has not found anything there; a file that may not be executed was found.
+    let hidden = lab.work_dir().join("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
+    let path = |first: &Path| format!("{}:{}", first.display(), lab::PATH);
+    let with = |first, name: &str| {
+        lab.egressd("run").flags("--allow ok.test").env("PATH", path(first)).program(&[name]).output()
+    };
+    with(&hidden, "nonexistent_cmd").exits(127);
+    with(&hidden, "true").exits(0);
+    with(plain.parent().unwrap(), "plain").exits(126);
+    lab.run("--allow ok.test", &[hidden.join("any").to_str().unwrap()]).exits(126);
     let token = lab.token("timeout");
     let slept = lab.sh("--timeout 1s --allow ok.test", &format!("curl -fsS http://ok.test/{token}; sleep 9"));
     assert!(slept.exits(124).took < Duration::from_secs(8), "{slept}");

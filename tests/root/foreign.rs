@@ -2,7 +2,7 @@
 
 use egress_agent::datapath::{
     netns::Netns,
-    sock_diag,
+    sock_diag::{self, Protocol},
     sockets::{ForeignSocket, Origin, SocketError, SocketKind, foreign_sockets},
 };
 use nix::{
@@ -247,12 +247,12 @@ fn sockets_of_a_namespace_are_listed_and_ended_one_by_one() {
     let udp = inside.enter(|| UdpSocket::bind("[::1]:0").unwrap()).unwrap();
     udp.connect("[::1]:9").unwrap();
     udp.set_nonblocking(true).unwrap();
-    let sockets = sock_diag::list(&inside).unwrap();
+    let sockets = sock_diag::list(&inside, &[Protocol::Tcp, Protocol::Udp]).unwrap();
     let of = |local| sockets.iter().find(|socket| Some(socket.local) == local).unwrap();
     let (tcp, datagrams) = (of(client.local_addr().ok()), of(udp.local_addr().ok()));
     assert_eq!((tcp.remote, tcp.cgroup), (client.peer_addr().ok(), Some(own_cgroup())));
     assert_eq!(datagrams.remote, "[::1]:9".parse().ok());
-    assert!(sock_diag::list(&outside).unwrap().is_empty());
+    assert!(sock_diag::list(&outside, &[Protocol::Tcp, Protocol::Udp]).unwrap().is_empty());
 
     assert_eq!(udp.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
     assert!(sock_diag::destroy(&inside, datagrams).unwrap());

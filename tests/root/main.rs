@@ -5,12 +5,14 @@
     unreachable_pub,
     clippy::cast_sign_loss,
     clippy::redundant_closure_for_method_calls,
+    clippy::result_large_err,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
     reason = "everything here is a test or is called by tests alone"
 )]
 
+mod adopt;
 mod agents;
 mod apart;
 mod attach;
@@ -30,6 +32,7 @@ mod parity;
 mod pins;
 mod platform;
 mod refusals;
+mod reload;
 mod run;
 mod sockets;
 mod verbs;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lab::{BOX, DNS2, EVIL, EVIL6, Frame, Lab, OK, need};
+use lab::{BOX, DNS, DNS2, EVIL, EVIL6, Frame, Lab, OK, need};
 
 /// How each way of `raw.py` shows on the wire where nothing stops it.
 type Shows = fn(&Frame, &str) -> bool;
@@ -183,4 +183,33 @@ fn t07_ipv6_parity() {
         assert_eq!(control.step(step), 0, "{step} arrives without egressd: {control}");
     }
     assert!(!lab.frames_to(hidden[1]).is_empty(), "a frame to the NAT64 prefix leaves without egressd");
+}
+
+/// A socket that is bound to a device reaches loopback by no route, so its query is not answered; nor does it leave.
+#[test]
+fn dns_over_a_socket_that_is_bound_to_a_device_goes_nowhere() {
+    const PROBE: &str = "import errno, socket, sys
+# id 1, recursion desired, one question: ok.test, A, IN
+query = bytes.fromhex('00010100000100000000000002') + b'ok' + bytes.fromhex('04') + b'test' + bytes.fromhex('0000010001')
+for server in sys.argv[2:]:
+    kind = socket.AF_INET6 if ':' in server else socket.AF_INET
+    ask = socket.socket(kind, socket.SOCK_DGRAM)
+    ask.settimeout(3)
+    ask.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
+    try:
+        ask.sendto(query, (server, 53))
+        print(sys.argv[1], server, 'answered by', ask.recvfrom(512)[1][0])
+    except OSError as error:
+        print(sys.argv[1], server, errno.errorcode.get(error.errno, error))";
+    let lab = Lab::new();
+    let file = lab.file("bound.py", PROBE);
+    let ask = |device: &str| format!("{} -I {} {device} {DNS} 2001:db8::53", lab::PYTHON, file.display());
+    lab.unconfined(&ask("eth0")).exits(0).says(&format!("eth0 {DNS} answered"));
+    let before = (lab.frames_to(DNS).len(), lab.zone().queries_for("ok.test").len());
+    let said = lab.sh("--allow ok.test", &ask("eth0"));
+    said.exits(0).says(&format!("eth0 {DNS} EPERM")).says("eth0 2001:db8::53 EPERM");
+    assert_eq!((lab.frames_to(DNS).len(), lab.zone().queries_for("ok.test").len()), before);
+    lab.expect_silence("127.0.0.1".parse::<IpAddr>().unwrap());
+    let said = lab.sh("--allow ok.test", &ask("lo"));
+    said.exits(0).says(&format!("lo {DNS} answered by {DNS}")).says("lo 2001:db8::53 answered by 2001:db8::53");
 }

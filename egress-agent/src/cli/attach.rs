@@ -113,7 +113,8 @@ impl Attach {
             ready.write_all(b"\n").context("cannot write to --ready-fd")?;
         }
         let Some(signals) = signals else {
-            sandbox.pin()?;
+            let name = sandbox.name().to_owned();
+            sandbox.pin(&name)?;
             return Ok(Exit::Done.into());
         };
         follow(sandbox, &signals)
@@ -129,6 +130,14 @@ fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
             // Its pins are gone: there is nothing left to leave closed.
             drop(sandbox.release());
             return Ok(Exit::Done.into());
+        }
+        if let Some(failure) = sandbox.dns_failure() {
+            let left = match sandbox.release()? {
+                Released::Detached => "detached",
+                Released::Enforced => "it stays closed; egressd detach opens it",
+            };
+            term::say(&format!("{failure}: {left}"));
+            return Ok(Exit::Lost.into());
         }
         if let Err(ended) = events.next_within(PATIENCE) {
             term::say(&format!("enforcement lost: {ended}"));

@@ -113,7 +113,7 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     if let Some(netns) = plan.netns {
         builder = builder.netns(netns);
     }
-    let sandbox = builder.attach()?;
+    let mut sandbox = builder.attach()?;
     let denials = collect(&sandbox);
     if let Some(limit) = plan.wait_proxy {
         sandbox.await_proxies(limit)?;
@@ -124,11 +124,9 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     let mut gids = plan.identity.groups.clone();
     gids.push(plan.identity.gid);
     let delegated = cgroup.delegated_to(plan.identity.uid, &gids)?;
-    let footing = Footing { identity: &plan.identity, caps: keep_caps, device, delegated: delegated.as_ref() };
-    // Which devices lead past the enforced ones, only the sandbox knows.
-    let lacks = if sandbox.device().is_some() { reached.missing } else { Vec::new() };
-    let level = level(footing).to_string();
-    term::say(&std::iter::once(level).chain(lacks).collect::<Vec<_>>().join(", "));
+    let footing = Footing { identity: &plan.identity, caps: keep_caps, delegated: delegated.as_ref() };
+    sandbox.judge(level(reached, footing))?;
+    term::say(&super::status::level_line(&sandbox.level()));
     let command = Command {
         argv: plan.argv,
         env: plan.env,

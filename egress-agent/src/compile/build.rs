@@ -3,7 +3,7 @@
 use super::{
     Facts, Image, Origin, Prefix, RuleIds, RuleText, Settings,
     cover::{Cover, Effect, cover},
-    ids::{Exhausted, RuleKey},
+    ids::{Exhausted, RuleKey, stands_by},
 };
 use crate::policy::{AddressRule, Icmp, Local, Mode, NameRule, Policy, PolicyError, Ports};
 use egress_common::{
@@ -95,12 +95,8 @@ pub fn compile(
     let loopback = draft.local("allow.loopback", &policy.allow.loopback)?;
     let own_by_default = if facts.own_netns { Local::Open } else { Local::Closed };
     let own = draft.local("allow.self", policy.allow.own.as_ref().unwrap_or(&own_by_default))?;
-    let names = policy
-        .allow
-        .names
-        .iter()
-        .map(|rule| draft.add(0, Kept::ByLine, &[&Origin::of_name(rule)]))
-        .collect::<Result<Vec<_>, _>>()?;
+    let names =
+        policy.allow.names.iter().map(|rule| draft.add(0, &[&Origin::of_name(rule)])).collect::<Result<Vec<_>, _>>()?;
 
     let lines = Line::all(policy);
     // In the host's namespace, a network around an address of the host means its neighbours.
@@ -247,28 +243,14 @@ struct Draft {
     known: HashMap<RuleKey, usize>,
 }
 
-/// How long a rule keeps its reference.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    /// While its lines stand: flows under way end with them.
-    ByLine,
-    /// While any line says the same of these ports. For addresses, whose entry in the maps goes with the line: no flow
-    /// outlives that, and a hundred thousand addresses need one rule.
-    ByPorts,
-}
-
 impl Draft {
     /// The rule of these lines together.
-    fn add(&mut self, flags: u32, kept: Kept, origins: &[&Origin]) -> Result<usize, CompileError> {
+    fn add(&mut self, flags: u32, origins: &[&Origin]) -> Result<usize, CompileError> {
         let ranges = Ports::union(origins.iter().flat_map(|origin| origin.ports.ranges().iter().copied()));
         let ports = ranges.map_err(|error| CompileError::Ranges { lines: quoted(origins), ranges: error.0 })?;
         // A deny of every port needs nothing beside it, and the kernel looks for that one range.
         let ranges = if flags & rule_flags::DENY != 0 && ports.is_all() { Ports::all() } else { ports };
-        let mut lines = Vec::new();
-        if kept == Kept::ByLine {
-            lines.extend(origins.iter().map(|origin| format!("{}: {}", origin.key, origin.text)));
-            lines.sort_unstable();
-        }
+        let lines = stands_by(flags, origins.iter().copied());
         let key = RuleKey { slot: self.slot, flags, ranges: ranges.ranges().to_vec(), lines };
         let index = *self.known.entry(key).or_insert_with_key(|key| {
             self.rules.push(RuleDraft { key: key.clone(), origins: BTreeMap::new() });
@@ -296,22 +278,22 @@ impl Draft {
         let ports = Ports::union(ranges)
             .map_err(|error| CompileError::Ranges { lines: format!("{key} = {text}"), ranges: error.0 })?;
         let origin = Origin { key: key.into(), text, at: None, net: None, ports };
-        self.add(rule_flags::STATIC, Kept::ByLine, &[&origin]).map(Some)
+        self.add(rule_flags::STATIC, &[&origin]).map(Some)
     }
 
     /// The rules of a prefix that these lines cover.
     fn network(&mut self, lines: &[Line], cover: &Cover) -> Result<NetworkDraft, CompileError> {
-        let mut rule = |flags, kept, indices: &[usize]| {
+        let mut rule = |flags, indices: &[usize]| {
             let origins: Vec<&Origin> =
                 indices.iter().filter_map(|&index| lines.get(index)).map(|line| &line.origin).collect();
-            if origins.is_empty() { Ok(None) } else { self.add(flags, kept, &origins).map(Some) }
+            if origins.is_empty() { Ok(None) } else { self.add(flags, &origins).map(Some) }
         };
-        let allow = rule(rule_flags::STATIC, Kept::ByPorts, &cover.allow)?;
-        let deny = rule(rule_flags::DENY, Kept::ByPorts, &cover.deny)?;
+        let allow = rule(rule_flags::STATIC, &cover.allow)?;
+        let deny = rule(rule_flags::DENY, &cover.deny)?;
         // The kernel asks nothing but the inbound rule about a peer, so a closed peer has none.
         let closed = Ports::union(cover.deny.iter().filter_map(|&index| lines.get(index)).flat_map(Line::ranges));
         let is_closed = closed.is_ok_and(|closed| closed.is_all());
-        let inbound = if is_closed { None } else { rule(rule_flags::INBOUND, Kept::ByLine, &cover.inbound)? };
+        let inbound = if is_closed { None } else { rule(rule_flags::INBOUND, &cover.inbound)? };
         Ok(NetworkDraft { allow, deny, inbound })
     }
 

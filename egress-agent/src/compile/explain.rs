@@ -21,10 +21,17 @@ pub struct Origin {
     pub ports: Ports,
 }
 
+impl Origin {
+    /// The line without its place in a file.
+    pub(super) fn line(&self) -> String {
+        format!("{}: {}", self.key, self.text)
+    }
+}
+
 /// `allow.names: github.com (ci.toml:7:13)`
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.text)?;
+        f.write_str(&self.line())?;
         match &self.at {
             Some(at) => write!(f, " ({at})"),
             None => Ok(()),
@@ -56,6 +63,11 @@ impl RuleText {
         };
         let near = || self.origins.iter().filter(|origin| origin.net.is_none_or(|net| net.holds(addr)));
         near().find(speaks).or_else(|| near().next())
+    }
+
+    /// A rule of the kernel's whose lines nobody knows.
+    pub fn unknown() -> Self {
+        Self { denies: false, origins: Vec::new() }
     }
 }
 

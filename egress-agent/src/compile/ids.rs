@@ -1,6 +1,10 @@
 //! Rule references: who gets which index, and a tag that nobody had before.
 
-use egress_common::{destination::PortRange, permit::RuleRef};
+use super::{Origin, RuleText};
+use egress_common::{
+    destination::PortRange,
+    permit::{Rule, RuleRef, rule_flags},
+};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// What a rule says and where it comes from. Equal content keeps its reference over any number of compilations.
@@ -11,6 +15,16 @@ pub(super) struct RuleKey {
     pub(super) ranges: Vec<PortRange>,
     /// Keys and texts of the lines, sorted; empty where the rule may outlive each of its lines.
     pub(super) lines: Vec<String>,
+}
+
+/// The lines with which a rule keeps its reference, sorted. Flows under way end with them, so they are those of names, peers, loopback
+/// and own addresses. None for addresses: their entry in the maps goes with the line, no flow outlives that, and a hundred
+/// thousand of them need one rule.
+pub(super) fn stands_by<'o>(flags: u32, origins: impl IntoIterator<Item = &'o Origin>) -> Vec<String> {
+    let by_line = |origin: &&Origin| origin.net.is_none() || flags & rule_flags::INBOUND != 0;
+    let mut lines: Vec<String> = origins.into_iter().filter(by_line).map(Origin::line).collect();
+    lines.sort_unstable();
+    lines
 }
 
 /// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force; if it does
@@ -45,6 +59,14 @@ impl RuleIds {
         let taken: HashSet<u32> = taken.into_iter().collect();
         let free = (0..capacity).filter(|index| !taken.contains(index)).collect();
         Self { capacity, unused: capacity, next_tag: next_tag.max(1), free, live: HashMap::new() }
+    }
+
+    /// Says of an entry that [`RuleIds::resume`] was told of what it is. A policy that says the same keeps its reference, and with
+    /// it the permits and flows that rest on it.
+    pub fn recognise(&mut self, rule: RuleRef, content: &Rule, text: &RuleText) {
+        let ranges = content.ranges.iter().take(content.len as usize).copied().collect();
+        let lines = stands_by(content.flags, text.origins());
+        self.live.insert(RuleKey { slot: content.slot, flags: content.flags, ranges, lines }, rule);
     }
 
     /// The next tag that will be given out.

@@ -6,7 +6,8 @@ use aya::{
     maps::MapError,
     pin::PinError as PinLinkError,
     programs::{
-        CgroupAttachMode, CgroupSkbAttachType, LinkOrder, Program, ProgramError, TcAttach, TcAttachType, links::FdLink,
+        CgroupAttachMode, CgroupSkbAttachType, LinkOrder, Program, ProgramError, TcAttach, TcAttachType,
+        links::{FdLink, LinkError, PinnedLink},
     },
 };
 use egress_common::sandbox::Identity;
@@ -38,6 +39,15 @@ pub enum AttachError {
         /// Why.
         #[source]
         source: PinLinkError,
+    },
+    /// A pinned link cannot be opened.
+    #[error("cannot open the pinned link {}", path.display())]
+    Open {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LinkError,
     },
     /// The identity of a hook could not be written.
     #[error("cannot write the sandbox's identity for {hook}: is the cgroup gone?")]
@@ -182,6 +192,17 @@ fn attach_tcx(
     };
     let id = program.attach(ifindex, TcAttach::Tcx { attach_type, order: LinkOrder::first() })?;
     Ok(program.take_link(id)?.try_into()?)
+}
+
+/// Hooks that another process pinned, held open too.
+pub(crate) fn held<'n>(pins: &Path, names: impl Iterator<Item = &'n str>) -> Result<Vec<Hooked>, AttachError> {
+    names
+        .map(|name| {
+            let path = pins.join(name);
+            let link = PinnedLink::from_pin(&path).map_err(|source| AttachError::Open { path, source })?;
+            Ok(Hooked { name: name.to_owned(), _link: link.into() })
+        })
+        .collect()
 }
 
 fn pin(link: FdLink, hook: &'static str, name: String, pins: &Path) -> Result<Hooked, AttachError> {

@@ -86,6 +86,14 @@ pub enum NetnsError {
     },
 }
 
+impl NetnsError {
+    /// The error number with which the kernel refused a request inside, if it did.
+    pub fn refusal(&self) -> Option<i32> {
+        let Self::Netlink { source, .. } = self else { return None };
+        source.refusal()
+    }
+}
+
 /// Which namespace it is, as long as it lives. The inode alone may be given again once it is gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NetnsId {

@@ -1,13 +1,16 @@
 //! The kernel's event ring, read as it fills.
 
-use super::load::{LoadError, Programs};
+use super::load::{LoadError, Programs, open_pinned};
 use aya::maps::{MapData, RingBuf};
 use egress_common::{event::Record, names::map};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::Path,
+};
 
 /// Records of denied calls and packets, in the order in which the kernel wrote them.
 pub(crate) struct Records(RingBuf<MapData>);
@@ -15,6 +18,11 @@ pub(crate) struct Records(RingBuf<MapData>);
 impl Records {
     pub(crate) fn take(programs: &mut Programs) -> Result<Self, LoadError> {
         programs.map(map::EVENTS).map(Self)
+    }
+
+    /// The ring that another process pinned, from where its reader was.
+    pub(crate) fn open(pins: &Path) -> Result<Self, LoadError> {
+        open_pinned(map::EVENTS, &pins.join(map::EVENTS)).map(Self)
     }
 
     /// What is there now.

@@ -54,12 +54,12 @@ pub struct InetSocket {
     id: [u8; SOCKID],
 }
 
-/// The TCP and UDP sockets inside `netns`, of both families.
-pub fn list(netns: &Netns) -> Result<Vec<InetSocket>, NetnsError> {
+/// The sockets of these protocols inside `netns`, of both families.
+pub fn list(netns: &Netns, protocols: &[Protocol]) -> Result<Vec<InetSocket>, NetnsError> {
     netns.ask(|| {
         let mut netlink = Netlink::open(NETLINK_SOCK_DIAG)?;
         let mut sockets = Vec::new();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for &protocol in protocols {
             for family in FAMILIES {
                 sockets.extend(dump(&mut netlink, protocol, family)?);
             }

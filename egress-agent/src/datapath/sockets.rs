@@ -6,7 +6,7 @@
 
 use super::{
     netns::{Netns, NetnsError, NetnsId},
-    sock_diag::{self, InetSocket},
+    sock_diag::{self, InetSocket, Protocol},
     sockopt,
 };
 use nix::{
@@ -270,7 +270,10 @@ impl Tables {
         let (netns, sockets) = match self.0.entry(netns.id()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
-                let sockets = sock_diag::list(&netns)?.into_iter().map(|socket| (socket.cookie, socket)).collect();
+                let sockets = sock_diag::list(&netns, &[Protocol::Tcp, Protocol::Udp])?
+                    .into_iter()
+                    .map(|socket| (socket.cookie, socket))
+                    .collect();
                 new.insert((Arc::new(netns), sockets))
             }
         };

@@ -2,7 +2,7 @@
 
 #![expect(deprecated, reason = "CGROUP_STORAGE is chosen over its successor: see ARCHITECTURE.md, Identity")]
 
-use super::load::{LoadError, Programs};
+use super::load::{Capacity, LoadError, Programs};
 use aya::maps::{
     Array, CgroupStorage, HashMap, LpmTrie, MapData, MapError, PerCpuArray, cgroup_storage::CgroupStorageKey,
     lpm_trie::Key,
@@ -11,9 +11,10 @@ use egress_common::{
     addr::Addr,
     event::{Client, ClientKey, Counters, Denial, DenialKey},
     names::map,
+    packet::FlowKey,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef},
     sandbox::{Identity, Sandbox},
-    verdict::ListenerKey,
+    verdict::{FlowState, ListenerKey},
 };
 use std::{
     path::Path,
@@ -63,6 +64,7 @@ struct Maps {
     clients: HashMap<MapData, ClientKey, Client>,
     denials: HashMap<MapData, DenialKey, Denial>,
     counters: PerCpuArray<MapData, Counters>,
+    flows: HashMap<MapData, FlowKey, FlowState>,
 }
 
 /// Maps that are pinned with a sandbox, so that any later process can read, change and end it.
@@ -101,6 +103,7 @@ impl Tables {
             clients: programs.map(map::CLIENTS)?,
             denials: programs.map(map::DENIALS)?,
             counters: programs.map(map::COUNTERS)?,
+            flows: programs.map(map::FLOWS)?,
         })))
     }
 
@@ -119,6 +122,7 @@ impl Tables {
             clients: open(pins, map::CLIENTS)?,
             denials: open(pins, map::DENIALS)?,
             counters: open(pins, map::COUNTERS)?,
+            flows: open(pins, map::FLOWS)?,
         })))
     }
 
@@ -147,6 +151,19 @@ impl Tables {
         Ok((found.tag == rule.tag).then_some(found))
     }
 
+    /// Every rule of the slot.
+    pub(crate) fn rules(&self, slot: u32) -> Result<Vec<(RuleRef, Rule)>, TableError> {
+        let maps = self.maps();
+        let mut rules = Vec::new();
+        for (index, rule) in (0..).zip(maps.rules.iter()) {
+            let rule = rule.map_err(failed(map::RULES, "read"))?;
+            if rule.tag != 0 && rule.slot == slot {
+                rules.push((RuleRef { index, tag: rule.tag }, rule));
+            }
+        }
+        Ok(rules)
+    }
+
     pub(crate) fn permit(&self, key: &PermitKey) -> Result<Option<Permit>, TableError> {
         absent(self.maps().permits.get(key, 0)).map_err(failed(map::PERMITS, "read"))
     }
@@ -166,10 +183,18 @@ impl Tables {
         entries.collect::<Result<_, _>>().map_err(failed(map::PERMITS, "read"))
     }
 
-    /// Entries that the permit map can hold.
-    pub(crate) fn permit_capacity(pins: &Path) -> Result<u64, TableError> {
-        let info = MapData::from_pin(pins.join(map::PERMITS)).and_then(|data| data.info());
-        Ok(info.map_err(failed(map::PERMITS, "read"))?.max_entries().into())
+    /// How large the pinned maps of one sandbox were made.
+    pub(crate) fn capacity(pins: &Path) -> Result<Capacity, TableError> {
+        let entries = |name| {
+            let info = MapData::from_pin(pins.join(name)).and_then(|data| data.info());
+            Ok(info.map_err(failed(name, "read"))?.max_entries())
+        };
+        Ok(Capacity {
+            sandboxes: 1,
+            rules: entries(map::RULES)?,
+            networks: entries(map::NETWORKS)?,
+            permits: entries(map::PERMITS)?,
+        })
     }
 
     pub(crate) fn set_network(&self, key: NetworkKey, prefix: u32, network: &Network) -> Result<(), TableError> {
@@ -180,6 +205,20 @@ impl Tables {
     pub(crate) fn remove_network(&self, key: NetworkKey, prefix: u32) -> Result<(), TableError> {
         let key = Key::new(NETWORK_SLOT_BITS + prefix, key);
         gone(self.maps().networks.remove(&key)).map_err(failed(map::NETWORKS, "remove"))
+    }
+
+    /// Every network of the slot, with the bits of its prefix.
+    pub(crate) fn networks(&self, slot: u32) -> Result<Vec<(Addr, u32, Network)>, TableError> {
+        let maps = self.maps();
+        let mut networks = Vec::new();
+        for entry in &maps.networks {
+            let (key, network) = entry.map_err(failed(map::NETWORKS, "read"))?;
+            let NetworkKey { slot: owner, addr } = key.data();
+            if owner == slot {
+                networks.push((addr, key.prefix_len().saturating_sub(NETWORK_SLOT_BITS), network));
+            }
+        }
+        Ok(networks)
     }
 
     pub(crate) fn network(&self, key: &PermitKey) -> Result<Option<Network>, TableError> {
@@ -193,6 +232,13 @@ impl Tables {
 
     pub(crate) fn remove_own(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
         gone(self.maps().own.remove(&PermitKey { slot, addr })).map_err(failed(map::OWN, "remove"))
+    }
+
+    /// Every own address of the slot.
+    pub(crate) fn own(&self, slot: u32) -> Result<Vec<Addr>, TableError> {
+        let maps = self.maps();
+        let keys = maps.own.keys().filter(|key| key.as_ref().map_or(true, |key| key.slot == slot));
+        keys.map(|key| key.map(|key| key.addr)).collect::<Result<_, _>>().map_err(failed(map::OWN, "read"))
     }
 
     pub(crate) fn is_own(&self, key: &PermitKey) -> Result<bool, TableError> {
@@ -222,6 +268,11 @@ impl Tables {
 
     pub(crate) fn client(&self, key: ClientKey) -> Result<Option<Client>, TableError> {
         absent(self.maps().clients.get(&key, 0)).map_err(failed(map::CLIENTS, "read"))
+    }
+
+    /// A flow on record, whose rule may be gone.
+    pub(crate) fn flow(&self, key: &FlowKey) -> Result<Option<FlowState>, TableError> {
+        absent(self.maps().flows.get(key, 0)).map_err(failed(map::FLOWS, "read"))
     }
 
     /// Denials that were counted but not reported yet.

@@ -38,6 +38,8 @@ pub enum Kind {
     Reload,
     /// Enforcement began.
     Attach,
+    /// Another process serves the sandbox from now on; enforcement went on all the while.
+    Adopt,
     /// Enforcement ended.
     Detach,
     /// `count` events were not reported.

@@ -18,5 +18,5 @@ pub mod tail;
 mod advice;
 
 pub use event::{Event, Resolver, Subject};
-pub use sink::{EventSink, Events};
+pub use sink::{AsyncEvents, EventSink, Events};
 pub use suggest::Summary;

@@ -56,9 +56,19 @@ impl EventSink {
     /// Everything emitted from now on, of which `queue` ([`QUEUE`]) may wait.
     pub fn subscribe(&self, queue: usize) -> Events {
         let (sender, receiver) = sync_channel(queue);
+        Events { receiver, missed: self.add(Queue::Blocking(sender)) }
+    }
+
+    /// The same for asynchronous code. `queue` is at least 1.
+    pub fn subscribe_async(&self, queue: usize) -> AsyncEvents {
+        let (sender, receiver) = tokio::sync::mpsc::channel(queue);
+        AsyncEvents { receiver, missed: self.add(Queue::Async(sender)) }
+    }
+
+    fn add(&self, queue: Queue) -> Missed {
         let missed = Missed::default();
-        self.outlets().subscribers.push(Subscriber { sender, missed: missed.clone() });
-        Events { receiver, missed }
+        self.outlets().subscribers.push(Subscriber { queue, missed: missed.clone() });
+        missed
     }
 
     fn outlets(&self) -> MutexGuard<'_, Outlets> {
@@ -83,21 +93,34 @@ impl Missed {
 
 #[derive(Debug)]
 struct Subscriber {
-    sender: SyncSender<Event>,
+    queue: Queue,
     missed: Missed,
+}
+
+#[derive(Debug)]
+enum Queue {
+    Blocking(SyncSender<Event>),
+    Async(tokio::sync::mpsc::Sender<Event>),
 }
 
 impl Subscriber {
     /// False once the reader is gone.
     fn offer(&self, event: &Event) -> bool {
-        match self.sender.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(event)) => {
-                self.missed.add(&event);
-                true
-            }
-            Err(TrySendError::Disconnected(_)) => false,
-        }
+        use tokio::sync::mpsc::error::TrySendError as AsyncError;
+        let full = match &self.queue {
+            Queue::Blocking(sender) => match sender.try_send(event.clone()) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(event)) => event,
+                Err(TrySendError::Disconnected(_)) => return false,
+            },
+            Queue::Async(sender) => match sender.try_send(event.clone()) {
+                Ok(()) => return true,
+                Err(AsyncError::Full(event)) => event,
+                Err(AsyncError::Closed(_)) => return false,
+            },
+        };
+        self.missed.add(&full);
+        true
     }
 }
 
@@ -133,6 +156,26 @@ impl Iterator for Events {
 
     fn next(&mut self) -> Option<Event> {
         self.missed.take().or_else(|| self.receiver.recv().ok()).or_else(|| self.missed.take())
+    }
+}
+
+/// [`Events`] for asynchronous code. It needs no runtime of its own.
+#[derive(Debug)]
+pub struct AsyncEvents {
+    receiver: tokio::sync::mpsc::Receiver<Event>,
+    missed: Missed,
+}
+
+impl AsyncEvents {
+    /// The next event; `None` once there will be none. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Event> {
+        if let Some(lost) = self.missed.take() {
+            return Some(lost);
+        }
+        match self.receiver.recv().await {
+            Some(event) => Some(event),
+            None => self.missed.take(),
+        }
     }
 }
 

@@ -43,6 +43,26 @@ fn what_a_slow_reader_misses_is_counted_and_told() {
 }
 
 #[test]
+fn asynchronous_readers_get_the_same() {
+    let sink = EventSink::new();
+    let mut slow = sink.subscribe_async(2);
+    for n in 0..10 {
+        sink.emit(&event(&format!("n{n}.test")));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let lost = runtime.block_on(slow.next()).unwrap();
+    assert_eq!((lost.event, lost.count), (Kind::Lost, Some(8)));
+    assert_eq!(runtime.block_on(slow.next()), Some(event("n0.test")));
+    drop(sink);
+    assert_eq!(runtime.block_on(slow.next()), Some(event("n1.test")));
+    assert_eq!(runtime.block_on(slow.next()), None);
+    let sink = EventSink::new();
+    drop(sink.subscribe_async(1));
+    sink.emit(&event("a.test"));
+    assert!(sink.outlets().subscribers.is_empty(), "the one that went is forgotten");
+}
+
+#[test]
 fn the_file_is_rotated_and_no_line_is_cut() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);

@@ -10,7 +10,7 @@ use super::{
 };
 use nix::{errno::Errno, sys::signal::SigSet, unistd::Pid};
 use std::{
-    ffi::{CString, c_char, c_int, c_long, c_uint},
+    ffi::{CStr, CString, c_char, c_int, c_long, c_uint},
     fs::File,
     io::{self, Read},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -149,41 +149,6 @@ unsafe fn newborn(pid: c_long, pidfd: *const c_int) -> nix::Result<Option<(Pid, 
         // A pid is a positive c_int (PID_MAX_LIMIT is 2^22).
         _ => Ok(Some((Pid::from_raw(pid as c_int), unsafe { OwnedFd::from_raw_fd(pidfd.read()) }))),
     }
-}
-
-/// A change of state of a child.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Status {
-    /// It exited, with this code.
-    Exited(u8),
-    /// The signal with this number ended it.
-    Killed(u8),
-    /// A signal stopped it.
-    Stopped,
-    /// SIGCONT continued it.
-    Continued,
-}
-
-/// The next change of state, without waiting. nix's waitpid knows no real-time signals: it consumes the status of a child
-/// that died of one, and reports an error.
-pub(super) fn status_of(pid: Pid) -> nix::Result<Option<Status>> {
-    let mut status: c_int = 0;
-    // SAFETY: the pointer leads to a local that outlives the call.
-    let found =
-        unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED) };
-    Ok((Errno::result(found)? != 0).then(|| {
-        if libc::WIFEXITED(status) {
-            // The low byte of what was given to exit.
-            Status::Exited(libc::WEXITSTATUS(status).cast_unsigned() as u8)
-        } else if libc::WIFSIGNALED(status) {
-            // Signal numbers are below 65.
-            Status::Killed(libc::WTERMSIG(status).cast_unsigned() as u8)
-        } else if libc::WIFSTOPPED(status) {
-            Status::Stopped
-        } else {
-            Status::Continued
-        }
-    }))
 }
 
 /// A step of the child that failed.
@@ -325,18 +290,21 @@ fn set_capabilities(keep: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Executes the first candidate that the kernel takes, as execvp does. Returns only when it takes none.
+/// Executes the first candidate that the kernel takes. Returns only when it takes none: with EACCES where one was found that
+/// may not be executed, with ENOENT where none was. A directory of PATH that may not be searched holds none, as shells have it
+/// (execvp would say EACCES, and with root's PATH no command of a lesser user was ever just "not found").
 fn execute(plan: &mut Plan) -> Failure {
     if let Err(failure) = reset_signals() {
         return failure;
     }
+    let named = plan.argv.strings.first().is_some_and(|program| program.as_bytes().contains(&b'/'));
     let mut errno = libc::ENOENT;
     for candidate in &plan.candidates {
         // SAFETY: a C string and two null-terminated arrays of C strings, all owned by the plan.
         unsafe { libc::execve(candidate.as_ptr(), plan.argv.pointers.as_ptr(), plan.envp.pointers.as_ptr()) };
         match Errno::last_raw() {
-            libc::ENOENT | libc::ENOTDIR => {}
-            libc::EACCES => errno = libc::EACCES,
+            libc::EACCES if named || exists(candidate) => errno = libc::EACCES,
+            libc::ENOENT | libc::ENOTDIR | libc::EACCES => {}
             libc::ENOEXEC => {
                 if let Some(script) = plan.shell_argv.pointers.get_mut(1) {
                     *script = candidate.as_ptr();
@@ -350,6 +318,12 @@ fn execute(plan: &mut Plan) -> Failure {
         }
     }
     Failure { step: Step::Exec, errno }
+}
+
+/// False also where the caller may not look.
+fn exists(path: &CStr) -> bool {
+    // SAFETY: a C string that outlives the call, which writes nothing.
+    unsafe { libc::syscall(libc::SYS_faccessat, libc::AT_FDCWD, path.as_ptr(), libc::F_OK) == 0 }
 }
 
 /// Unblocks all signals and gives them their default action, except what the caller had ignored (nohup, a shell's

@@ -2,7 +2,6 @@
 
 use super::{
     RunError,
-    child::{Status, status_of},
     signals::{Arrival, Signals, must_forward},
 };
 use crate::cgroup::{Cgroup, poll_until};
@@ -208,6 +207,41 @@ impl Drop for Child<'_> {
             tracing::error!(%error, cgroup = %self.cgroup.path().display(), "command not ended");
         }
     }
+}
+
+/// A change of state of a child.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Status {
+    /// It exited, with this code.
+    Exited(u8),
+    /// The signal with this number ended it.
+    Killed(u8),
+    /// A signal stopped it.
+    Stopped,
+    /// SIGCONT continued it.
+    Continued,
+}
+
+/// The next change of state, without waiting. nix's waitpid knows no real-time signals: it consumes the status of a child
+/// that died of one, and reports an error.
+fn status_of(pid: Pid) -> nix::Result<Option<Status>> {
+    let mut status: libc::c_int = 0;
+    // SAFETY: the pointer leads to a local that outlives the call.
+    let found =
+        unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED) };
+    Ok((Errno::result(found)? != 0).then(|| {
+        if libc::WIFEXITED(status) {
+            // The low byte of what was given to exit.
+            Status::Exited(libc::WEXITSTATUS(status).cast_unsigned() as u8)
+        } else if libc::WIFSIGNALED(status) {
+            // Signal numbers are below 65.
+            Status::Killed(libc::WTERMSIG(status).cast_unsigned() as u8)
+        } else if libc::WIFSTOPPED(status) {
+            Status::Stopped
+        } else {
+            Status::Continued
+        }
+    }))
 }
 
 /// Stops this process, so that the shell sees the job as stopped once CMD is. Without a shell that does job control nobody

@@ -1,18 +1,8 @@
-//! Which threat level a sandbox reaches, and what is missing for more. The promises of each level stand in SECURITY.md.
+//! What CMD leaves of the level that its sandbox reaches.
 
 use super::{capability::KeptCaps, identity::Identity};
+use crate::level::{Level, Reached};
 use std::{fmt, path::PathBuf};
-
-/// What is promised about a sandbox.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Level {
-    /// Nothing: the sandbox can switch enforcement off, or write around it.
-    None,
-    /// No packet of its sockets reaches a destination that the policy does not name.
-    L1,
-    /// The same for packets written below IP, by CAP_NET_RAW or CAP_NET_ADMIN in an own network namespace.
-    L2,
-}
 
 /// What the level is judged by.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +11,6 @@ pub struct Footing<'a> {
     pub identity: &'a Identity,
     /// What it keeps.
     pub caps: KeptCaps,
-    /// It has a network namespace of its own whose host-side device is enforced.
-    pub device: bool,
     /// An ancestor cgroup that it may leave through ([`crate::cgroup::Cgroup::delegated_to`]).
     pub delegated: Option<&'a PathBuf>,
 }
@@ -38,8 +26,6 @@ pub enum Missing {
     CapabilitiesWithoutDevice(Vec<String>),
     /// A cgroup above belongs to CMD's user.
     Delegated(PathBuf),
-    /// For L2: no own network namespace with an enforced host-side device.
-    Device,
     /// No pid namespace of its own: processes of the same user can be seen, signalled and traced. One that is traced makes calls
     /// that no filter of the sandbox judges.
     PidNamespace,
@@ -49,50 +35,27 @@ pub enum Missing {
     Keyring,
 }
 
-/// A level, with all that stands between it and more.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Reached {
-    /// What is promised.
-    pub level: Level,
-    /// Reasons against a level or the next one, and exceptions to the one that is reached.
-    pub missing: Vec<Missing>,
-}
-
-/// Judges a sandbox that [`super::spawn`] makes.
-pub fn level(footing: Footing<'_>) -> Reached {
-    let mut missing = Vec::new();
-    if footing.identity.uid == 0 {
-        missing.push(Missing::Uid0);
+/// Judges what [`super::spawn`] makes in a sandbox that reaches that much.
+pub fn level(sandbox: Reached, footing: Footing<'_>) -> Reached {
+    let device = sandbox.level >= Some(Level::L2);
+    let mut against = Vec::new();
+    // The sandbox may have been told already.
+    if footing.identity.uid == 0 && sandbox.level.is_some() {
+        against.push(Missing::Uid0);
     }
     if !footing.caps.only_network() {
-        missing.push(Missing::Capabilities(footing.caps.names()));
-    } else if !footing.caps.is_empty() && !footing.device {
-        missing.push(Missing::CapabilitiesWithoutDevice(footing.caps.names()));
+        against.push(Missing::Capabilities(footing.caps.names()));
+    } else if !footing.caps.is_empty() && !device {
+        against.push(Missing::CapabilitiesWithoutDevice(footing.caps.names()));
     }
     if let Some(ancestor) = footing.delegated {
-        missing.push(Missing::Delegated(ancestor.clone()));
+        against.push(Missing::Delegated(ancestor.clone()));
     }
-    let level = match (missing.is_empty(), footing.device) {
-        (false, _) => Level::None,
-        (true, true) => Level::L2,
-        (true, false) => Level::L1,
-    };
-    if !footing.device {
-        missing.push(Missing::Device);
-    }
+    let mut reached = against.into_iter().rev().fold(sandbox, |reached, why| reached.void(why.to_string()));
     // None of these is made yet, so each is an exception to every level.
-    missing.extend([Missing::PidNamespace, Missing::MountNamespace, Missing::Keyring]);
-    Reached { level, missing }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::L1 => "L1",
-            Self::L2 => "L2",
-        })
-    }
+    let exceptions = [Missing::PidNamespace, Missing::MountNamespace, Missing::Keyring];
+    reached.missing.extend(exceptions.map(|missing| missing.to_string()));
+    reached
 }
 
 impl fmt::Display for Missing {
@@ -116,7 +79,6 @@ impl fmt::Display for Missing {
                 "cgroup {} belongs to the command's user, who can move out of the sandbox; use --cgroup with a parent of root's",
                 path.display()
             ),
-            Self::Device => f.write_str("for L2: a network namespace of its own (--netns) with an enforced device"),
             Self::PidNamespace => {
                 f.write_str("no pid namespace: processes of the same user outside can be signalled and traced")
             }
@@ -130,17 +92,6 @@ impl fmt::Display for Missing {
     }
 }
 
-/// One line: the level and everything that is missing.
-impl fmt::Display for Reached {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "level {}", self.level)?;
-        for (at, missing) in self.missing.iter().enumerate() {
-            write!(f, "{} {missing}", if at == 0 { ";" } else { "," })?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,43 +100,47 @@ mod tests {
         let identity = Identity { uid, gid: 1, groups: vec![], home: "/".into(), name: "ann".into(), switched: false };
         // Parsed as if there were a device, so that a caller's mistake can be judged too.
         let caps = KeptCaps::parse(caps, true).unwrap();
-        level(Footing { identity: &identity, caps, device, delegated })
+        let found = if device { Level::L2 } else { Level::L1 };
+        let sandbox =
+            Reached { level: Some(found), text: found.to_string(), missing: vec!["of the sandbox".to_owned()] };
+        level(sandbox, Footing { identity: &identity, caps, delegated })
     }
 
     #[test]
-    fn a_plain_user_reaches_l1_and_with_a_device_l2() {
-        let plain = reached(1000, &[], false, None);
-        assert_eq!(plain.level, Level::L1);
-        assert!(plain.missing.contains(&Missing::Device));
-        let device = reached(1000, &[], true, None);
-        assert_eq!(device.level, Level::L2);
-        assert!(!device.missing.contains(&Missing::Device));
-        assert_eq!(reached(1000, &["net_raw", "net_admin"], true, None).level, Level::L2);
+    fn a_plain_user_leaves_the_level_as_it_is() {
+        assert_eq!(reached(1000, &[], false, None).text, "L1");
+        assert_eq!(reached(1000, &[], true, None).level, Some(Level::L2));
+        assert_eq!(reached(1000, &["net_raw", "net_admin"], true, None).level, Some(Level::L2));
     }
 
     #[test]
-    fn uid_0_is_no_level_and_the_text_says_so() {
+    fn uid_0_is_no_level_and_the_text_says_so_once() {
         let root = reached(0, &[], true, None);
-        assert_eq!(root.level, Level::None);
-        let text = root.to_string();
-        assert!(text.starts_with("level none; uid 0 in the host's user and mount namespaces"), "{text}");
-        assert!(text.contains("--user"), "{text}");
+        assert_eq!((root.level, root.text.as_str()), (None, "none"));
+        assert!(root.missing[0].starts_with("uid 0 in the host's user and mount namespaces"), "{root:?}");
+        assert!(root.missing[0].contains("--user"), "{root:?}");
+        let identity =
+            Identity { uid: 0, gid: 0, groups: vec![], home: "/".into(), name: "root".into(), switched: false };
+        let caps = KeptCaps::parse::<&str>(&[], false).unwrap();
+        let told = Reached { level: None, text: "none".to_owned(), missing: vec!["uid 0".to_owned()] };
+        let told = level(told, Footing { identity: &identity, caps, delegated: None });
+        assert_eq!(told.missing.iter().filter(|missing| missing.contains("uid 0")).count(), 1, "{told:?}");
     }
 
     #[test]
     fn other_capabilities_and_a_delegated_parent_are_no_level() {
-        assert_eq!(reached(1000, &["chown"], true, None).level, Level::None);
-        assert_eq!(reached(1000, &["net_raw"], false, None).level, Level::None);
+        assert_eq!(reached(1000, &["chown"], true, None).level, None);
+        assert_eq!(reached(1000, &["net_raw"], false, None).level, None);
         let parent = PathBuf::from("/sys/fs/cgroup/user.slice/ann");
         let delegated = reached(1000, &[], true, Some(&parent));
-        assert_eq!(delegated.level, Level::None);
-        assert!(delegated.to_string().contains("user.slice/ann"));
+        assert_eq!(delegated.level, None);
+        assert!(delegated.missing[0].contains("user.slice/ann"), "{delegated:?}");
     }
 
     #[test]
-    fn what_is_not_built_is_named_at_every_level() {
-        for missing in [Missing::PidNamespace, Missing::MountNamespace, Missing::Keyring] {
-            assert!(reached(1000, &[], true, None).missing.contains(&missing));
-        }
+    fn what_is_not_built_is_named_at_every_level_after_what_the_sandbox_lacks() {
+        let reached = reached(1000, &[], true, None);
+        let exceptions = [Missing::PidNamespace, Missing::MountNamespace, Missing::Keyring].map(|one| one.to_string());
+        assert_eq!((reached.missing[0].as_str(), &reached.missing[1..]), ("of the sandbox", &exceptions[..]));
     }
 }

@@ -31,6 +31,6 @@ pub use environment::{Variable, environment, parse_variable};
 pub use error::{FdKind, RunError, Step};
 pub use follow::{Child, END_LIMIT, Exit, KILL_AFTER, Limits};
 pub use identity::{Account, Accounts, Caller, HostAccounts, Identity, IdentityError, identity};
-pub use level::{Footing, Level, Missing, Reached, level};
+pub use level::{Footing, Missing, level};
 pub use signals::Signals;
 pub use spawn::{Command, spawn};

@@ -1,14 +1,32 @@
 //! Changes of an image, written to the maps.
 
+use super::{error::Error, live::Kernel};
 use crate::{
-    compile::{Change, Image},
-    datapath::tables::{TableError, Tables},
+    compile::{Change, Image, diff, undo},
+    datapath::{
+        attach::disown,
+        tables::{TableError, Tables},
+    },
 };
 use bytemuck::Zeroable as _;
 use egress_common::{
     addr::Addr,
     permit::{Grant, NEVER_NS, NetworkKey, Permit, PermitKey, Rule, RuleRef},
 };
+
+/// Leads the maps from one image to another, or back where a write fails: what is in force after an error is `old`.
+pub(super) fn exchange(old: &Image, new: &Image, kernel: &Kernel) -> Result<(), Error> {
+    let changes = diff(old, new);
+    let nonce = kernel.identity.nonce;
+    let Err((done, error)) = apply(&changes, new, nonce, &kernel.tables) else { return Ok(()) };
+    let back = undo(old, &changes[..=done]);
+    if let Err((_, worse)) = apply(&back, old, nonce, &kernel.tables) {
+        // Neither policy as a whole: closed for good, rather than open by accident.
+        tracing::error!(%worse, "the old policy could not be restored; the sandbox is closed");
+        disown(&kernel.tables, kernel.cgroup_id)?;
+    }
+    Err(error.into())
+}
 
 /// Writes what the new image changes, in order. `nonce` is the sandbox's. An error comes with the index of the change that
 /// failed.

@@ -4,13 +4,13 @@
 use super::{
     Directories,
     apply::apply,
-    claim::Claim,
+    build::ABI,
     error::Error,
-    level::{Level, Reached},
-    live::{Kernel, Sandbox},
+    live::{AtDrop, Kernel, Sandbox},
+    names::{Listening, Serving},
     permits::Permits,
-    plan::{Plan, answers},
-    record::{Record, RuleLine, start_time},
+    plan::{Plan, lasting},
+    record::{Record, RuleLine},
     reporter::{Reporter, Scene, about},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
         state_dir::{StateDir, StateLock},
         tables::Tables,
     },
-    dns,
+    level::{Level, Reached},
     observe::{
         EventSink,
         event::{Kind, Subject},
@@ -33,10 +33,10 @@ use crate::{
     },
     policy::Policy,
 };
-use egress_common::{permit::RuleRef, sandbox::Identity, verdict::ListenerKey};
+use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::Instant,
 };
 
@@ -194,26 +194,20 @@ impl Builder {
         let nonce = rand::random::<u64>().max(1);
         let identity = Identity { slot: super::SLOT, reserved: 0, nonce };
 
-        let listeners = plan.open_listeners()?;
-        let facts = Facts { listener_port: listeners.as_ref().map_or(0, |found| found.port), ..plan.facts.clone() };
+        let opened = plan.listens.then(|| Listening::open(&plan, &tables, nonce)).transpose()?;
+        let facts = Facts { listener_port: opened.as_ref().map_or(0, Listening::port), ..plan.facts.clone() };
         let mut ids = RuleIds::new(capacity.rules);
         let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         apply(&diff(&Image::empty(super::SLOT), &image), &image, nonce, &tables).map_err(|(_, error)| error)?;
-        let listener = listeners.as_ref().map(|found| ListenerKey {
-            netns_cookie: facts.netns_cookie,
-            port: found.port.into(),
-            reserved: 0,
-        });
-        let claim = listener.map(|key| Claim::new(&tables, key, nonce)).transpose()?;
 
-        let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), image));
+        let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), 1, image));
         let subject = Subject {
             sandbox: plan.name.clone(),
             policy: self.policy.name.clone(),
             generation: 1,
             cgroup: Some(cgroup.name().to_string_lossy().into_owned()),
         };
-        let mut record = self.record(cgroup, &plan, nonce, listener, &permits);
+        let mut record = self.record(cgroup, &plan, nonce, &permits, &ids);
         record.write(&self.directories)?;
         let events = Record::directory(&self.directories, &plan.name).join(FILE_NAME);
         let sink = EventSink::with_file(&events, FILE_BYTES).map_err(Error::file(&events, "open"))?;
@@ -224,24 +218,10 @@ impl Builder {
             permits: Arc::clone(&permits),
             tables: Arc::clone(&tables),
             directory: Record::directory(&self.directories, &plan.name),
+            server: Mutex::new(Weak::new()),
         });
         let (reporter, inbox) = Reporter::start(Arc::clone(&scene), records, sink.clone())?;
-        let port = facts.listener_port;
-        let server = match listeners {
-            // The sockets stay open, and nobody reads them.
-            Some(_) if fault.as_deref() == Some("agent_silent") => None,
-            Some(found) => {
-                let sockets = dns::Listeners { udp: found.udp, tcp: found.tcp };
-                let config = plan.dns_config(&self.policy, 1);
-                let permits: Arc<dyn dns::Permits> = Arc::clone(&permits) as _;
-                let clients: Arc<dyn dns::Clients> = Arc::clone(&scene) as _;
-                Some(dns::Server::start(sockets, config, permits, clients, inbox)?)
-            }
-            None => None,
-        };
-        if plan.listens {
-            answers(&plan.netns, port)?;
-        }
+        let serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
         let watch = plan.follow_addresses(&tables)?;
 
         let mut hooks =
@@ -259,23 +239,25 @@ impl Builder {
         record.write(&self.directories)?;
         tracing::debug!(took_us = started.elapsed().as_micros(), "hooks attached");
         sink.emit(&about(Kind::Attach, &subject));
-        if let Some(claim) = claim {
-            claim.keep();
-        }
-        let kernel = Kernel { _programs: programs, hooks, tables, identity, cgroup_id: cgroup.id() };
-        Ok(Sandbox::new(kernel, scene, server, reporter, watch, sink, record, plan, ids, self.directories.clone()))
+        let server = serving.map(Serving::keep);
+        Ok(Sandbox {
+            kernel: Kernel { _programs: Some(programs), hooks, tables, identity, cgroup_id: cgroup.id() },
+            scene,
+            server,
+            reporter: Some(reporter),
+            inbox,
+            _watch: watch,
+            sink,
+            record,
+            plan,
+            ids,
+            directories: self.directories.clone(),
+            at_drop: AtDrop::Detach,
+        })
     }
 
-    fn record(
-        &self,
-        cgroup: &Cgroup,
-        plan: &Plan,
-        nonce: u64,
-        listener: Option<ListenerKey>,
-        permits: &Permits,
-    ) -> Record {
-        let pid = std::process::id();
-        Record {
+    fn record(&self, cgroup: &Cgroup, plan: &Plan, nonce: u64, permits: &Permits, ids: &RuleIds) -> Record {
+        let mut record = Record {
             name: plan.name.clone(),
             cgroup: cgroup.name().to_owned(),
             directory: cgroup.path().to_owned(),
@@ -286,11 +268,16 @@ impl Builder {
             rules: rule_lines(&permits.in_force().image),
             devices: plan.found.devices.iter().map(|found| found.name.clone()).collect(),
             level: plan.level(self.privileged),
-            agent_pid: Some(pid),
-            agent_start: start_time(pid),
-            listener: listener.map(|key| (key.netns_cookie, key.port)),
+            agent_pid: None,
+            agent_start: None,
             own_netns: plan.facts.own_netns,
-        }
+            netns: self.netns.as_deref().map(lasting),
+            pinned_as: None,
+            abi: ABI,
+            next_tag: ids.next_tag(),
+        };
+        record.served_by(Some(std::process::id()));
+        record
     }
 
     fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {

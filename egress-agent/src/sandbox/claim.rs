@@ -16,6 +16,12 @@ impl Claim {
         Ok(Self { tables: Arc::clone(tables), key: Some(key) })
     }
 
+    /// A port that the sandbox has already, and keeps whatever comes of this.
+    pub(super) fn again(tables: &Arc<Tables>, key: ListenerKey, nonce: u64) -> Result<Self, TableError> {
+        tables.set_listener(key, nonce)?;
+        Ok(Self { tables: Arc::clone(tables), key: None })
+    }
+
     /// The sandbox is there; who takes it down gives the port back.
     pub(super) fn keep(mut self) {
         self.key = None;

@@ -1,11 +1,60 @@
-//! `egressd detach`: the only end that opens a populated cgroup.
+//! The end of a sandbox, whoever brings it about. `egressd detach` is the only one that opens a populated cgroup.
 
-use super::{Directories, error::Error, live::take_down, record::Record};
-use std::path::Path;
+use super::{Directories, attach::end_of_pins, error::Error, record::Record};
+use crate::datapath::{
+    attach::disown,
+    bpffs::PinRoot,
+    detach::{detach_link, pinned_links},
+    state_dir::StateDir,
+    tables::{TableError, Tables},
+};
+use egress_common::{sandbox::Sandbox, verdict::ListenerKey};
+use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 /// Opens the sandbox of a cgroup, given as a path below the mount or as the kernel names it. Whoever serves it notices and
 /// ends.
 pub fn detach(directories: &Directories, cgroup: &Path) -> Result<(), Error> {
     let record = Record::of(directories, Some(cgroup))?;
     take_down(directories, &record)
+}
+
+/// Removes everything of a sandbox: closed first, open at the very end. Done as well when somebody else did it, and then
+/// nothing of a sandbox that took its name since is touched.
+pub(super) fn take_down(directories: &Directories, record: &Record) -> Result<(), Error> {
+    let state = StateDir::open(&directories.state)?;
+    let turn = state.lock()?;
+    let root = PinRoot::open(&directories.pin, &turn)?;
+    let Some(pins) = root.owner_dir(&record.name)? else {
+        Record::remove(directories, &record.name)?;
+        end_of_pins(directories, root, turn);
+        return Ok(());
+    };
+    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
+    let sandbox = tables.sandbox(super::SLOT)?;
+    if sandbox.nonce != record.nonce {
+        return Ok(());
+    }
+    // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
+    // another one has its path.
+    if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
+        disown(&tables, record.cgroup_id)?;
+    }
+    give_back_listener(&tables, &sandbox)?;
+    let links = pins.join("links");
+    for (name, _link) in pinned_links(&links)? {
+        detach_link(&links.join(name))?;
+    }
+    root.remove_owner_dir(&record.name)?;
+    Record::remove(directories, &record.name)?;
+    end_of_pins(directories, root, turn);
+    Ok(())
+}
+
+/// Any sandbox may have the port again.
+pub(super) fn give_back_listener(tables: &Tables, sandbox: &Sandbox) -> Result<(), TableError> {
+    let key = ListenerKey { netns_cookie: sandbox.netns_cookie, port: sandbox.listener_port, reserved: 0 };
+    if sandbox.listener_port != 0 && tables.listener(&key)? == Some(sandbox.nonce) {
+        tables.remove_listener(key)?;
+    }
+    Ok(())
 }

@@ -1,6 +1,5 @@
 //! What can go wrong, by stage. Each message names the object and the way out.
 
-use super::level::Level;
 use crate::{
     cgroup::CgroupError,
     compile::CompileError,
@@ -9,6 +8,7 @@ use crate::{
         load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError, tables::TableError,
     },
     dns::DnsError,
+    level::Level,
     policy::PolicyError,
 };
 use std::{
@@ -117,6 +117,52 @@ pub enum Error {
         /// The cgroup that was asked for.
         cgroup: PathBuf,
     },
+    /// No sandbox has this name.
+    #[error("no sandbox is called {name:?}; `egressd status` lists those that are in force")]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// Two sandboxes would have one name.
+    #[error("another sandbox is called {name:?}; pin this one under a name of its own")]
+    NameTaken {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// A sandbox that somebody serves cannot be adopted.
+    #[error("process {pid} serves the sandbox {name}; adopt it when that has ended")]
+    Served {
+        /// The sandbox.
+        name: String,
+        /// Its owner.
+        pid: u32,
+    },
+    /// Its maps are of another version.
+    #[error(
+        "the sandbox {name} was attached by an egressd of another version; detach it with that one, and attach it anew"
+    )]
+    OtherBuild {
+        /// The sandbox.
+        name: String,
+    },
+    /// Somebody took a hook off.
+    #[error(
+        "the hook {hook} of the sandbox {name} is gone, so it is not enforced; `egressd detach` it, and attach it anew"
+    )]
+    HookGone {
+        /// The sandbox.
+        name: String,
+        /// The hook.
+        hook: String,
+    },
+    /// The network namespace of a sandbox cannot be found again.
+    #[error(
+        "the network namespace of the sandbox {name} is not found: it is not this one, no process of its cgroup is in it, and none was named when it was attached; start a process in both, and adopt again"
+    )]
+    NetnsLost {
+        /// The sandbox.
+        name: String,
+    },
     /// There is more than one sandbox to choose from, or none.
     #[error("{count} sandboxes are in force; name one: --cgroup PATH")]
     Ambiguous {
@@ -152,11 +198,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Names came with an update, and there is no listener to answer for them.
-    #[error(
-        "this sandbox was attached without names, so it has no DNS listener; attach it again with a policy that has names"
-    )]
-    NoListener,
     /// A pin would not outlive this mount namespace.
     #[error(
         "this mount namespace is not PID 1's, and pins made here would die with it; enter the network namespace with --netns instead of `ip netns exec`"
@@ -188,6 +229,8 @@ impl Error {
             | Self::NoCgroup
             | Self::Nested { .. }
             | Self::NotAttached { .. }
+            | Self::Unknown { .. }
+            | Self::NameTaken { .. }
             | Self::Ambiguous { .. } => 2,
             _ => 3,
         }

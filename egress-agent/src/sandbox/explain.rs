@@ -1,12 +1,8 @@
 //! `egressd explain`: the verdict on a destination, asked of the same function over the same maps as in the kernel.
 
-use super::{Directories, SLOT, error::Error, permits::now_ns, record::Record};
+use super::{Directories, error::Error, looked::judge, permits::now_ns, record::Record};
 use crate::{
-    datapath::{
-        bpffs::PinRoot,
-        state_dir::StateDir,
-        tables::{TableError, Tables},
-    },
+    datapath::{bpffs::PinRoot, state_dir::StateDir, tables::Tables},
     observe::{
         event::Verdict,
         names::{Named as _, protocol_name},
@@ -14,17 +10,9 @@ use crate::{
     },
     policy::{Destination, Host, Mode, NameTable, NameVerdict, Policy},
 };
-use egress_common::{
-    addr::Addr,
-    destination::Protocols,
-    packet::protocol,
-    permit::{Match, NEVER_NS, Network, Permit, PermitKey, RuleRef, match_rule},
-    question::{Asked, Path as Route, Question},
-    verdict::{ListenerKey, Reason, Tables as Lookups, decide},
-};
+use egress_common::{addr::Addr, destination::Protocols, packet::protocol, permit::NEVER_NS, verdict::Reason};
 use serde::{Deserialize, Serialize};
 use std::{
-    cell::RefCell,
     net::IpAddr,
     path::Path,
     time::{Duration, SystemTime},
@@ -147,16 +135,9 @@ impl Asking<'_> {
 
     fn one(&self, address: IpAddr, port: u16, number: u8) -> Result<Explanation, Error> {
         let addr = Addr::from(address).routed();
-        let question = Question { dst: addr, asked: Asked::new(Route::Socket, number, Some(port), 0) };
-        let key = PermitKey { slot: SLOT, addr };
-        let looked = Looked::at(self.tables, key)?;
-        let sandbox = self.tables.sandbox(SLOT)?;
-        let verdict = decide(SLOT, &sandbox, question, &looked);
-        if let Some(error) = looked.failed.into_inner() {
-            return Err(error.into());
-        }
+        let (verdict, permit) = judge(self.tables, addr, port, number)?;
         let reason = Reason::from_number(verdict.reason_number());
-        let grant = looked.permit.and_then(|permit| {
+        let grant = permit.and_then(|permit| {
             permit.grants.into_iter().find(|grant| !grant.rule.is_none() && grant.rule.tag == verdict.rule().tag)
         });
         Ok(Explanation {
@@ -190,63 +171,5 @@ fn wall_clock(monotonic_ns: u64) -> SystemTime {
         SystemTime::now() + ahead(monotonic_ns - now)
     } else {
         SystemTime::now() - ahead(now - monotonic_ns)
-    }
-}
-
-/// The kernel's maps as the verdict asks for them, for one address.
-struct Looked<'a> {
-    tables: &'a Tables,
-    permit: Option<Permit>,
-    network: Option<Network>,
-    own: bool,
-    now_ns: u64,
-    failed: RefCell<Option<TableError>>,
-}
-
-impl<'a> Looked<'a> {
-    fn at(tables: &'a Tables, key: PermitKey) -> Result<Self, TableError> {
-        Ok(Self {
-            tables,
-            permit: tables.permit(&key)?,
-            network: tables.network(&key)?,
-            own: tables.is_own(&key)?,
-            now_ns: now_ns(),
-            failed: RefCell::new(None),
-        })
-    }
-}
-
-impl Lookups for Looked<'_> {
-    fn permit(&self, _key: &PermitKey) -> Option<&Permit> {
-        self.permit.as_ref()
-    }
-
-    fn network(&self, _key: &PermitKey) -> Option<&Network> {
-        self.network.as_ref()
-    }
-
-    fn matches(&self, rule: RuleRef, slot: u32, asked: Asked) -> Match {
-        match self.tables.rule(rule) {
-            Ok(found) => match_rule(found.as_ref(), rule.tag, slot, asked),
-            Err(error) => {
-                self.failed.replace(Some(error));
-                Match::Missing
-            }
-        }
-    }
-
-    fn is_own(&self, _key: &PermitKey) -> bool {
-        self.own
-    }
-
-    fn listener(&self, key: &ListenerKey) -> Option<u64> {
-        self.tables.listener(key).unwrap_or_else(|error| {
-            self.failed.replace(Some(error));
-            None
-        })
-    }
-
-    fn now_ns(&self) -> u64 {
-        self.now_ns
     }
 }

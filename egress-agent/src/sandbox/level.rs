@@ -1,60 +1,9 @@
-//! What is promised, and to whom: SECURITY.md has the whole table.
+//! What the processes that are in a cgroup already leave of its level.
 
 use super::error::Error;
-use crate::{cgroup::Cgroup, datapath::sockets::foreign_sockets};
+use crate::{cgroup::Cgroup, datapath::sockets::foreign_sockets, level::Reached};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
-use std::{fmt, fs, str::FromStr};
-
-/// A threat level.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub enum Level {
-    /// Unprivileged code in its cgroup.
-    L1,
-    /// Root in its own network namespace.
-    L2,
-    /// A guest kernel or a user-space stack.
-    L3,
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::L1 => "L1",
-            Self::L2 => "L2",
-            Self::L3 => "L3",
-        })
-    }
-}
-
-/// A level that does not exist.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("there is no level {0:?}; levels are L1, L2 and L3")]
-pub struct UnknownLevel(pub String);
-
-impl FromStr for Level {
-    type Err = UnknownLevel;
-
-    fn from_str(text: &str) -> Result<Self, UnknownLevel> {
-        match text {
-            "L1" => Ok(Self::L1),
-            "L2" => Ok(Self::L2),
-            "L3" => Ok(Self::L3),
-            _ => Err(UnknownLevel(text.to_owned())),
-        }
-    }
-}
-
-/// The level that was reached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Reached {
-    /// `None`: no promise holds.
-    pub level: Option<Level>,
-    /// In words: "L1, minus same-user processes".
-    pub text: String,
-    /// What the next level needs.
-    pub missing: Vec<String>,
-}
+use std::fs;
 
 impl Reached {
     /// What is left of it with the processes that are in the cgroup already.
@@ -67,7 +16,7 @@ impl Reached {
             let why = format!(
                 "process {pid} is uid 0 in egressd's own user and mount namespaces, from where it can leave the cgroup: run it as another user"
             );
-            self = Self { level: None, text: "none".to_owned(), missing: vec![why] };
+            self = Self { missing: Vec::new(), ..self }.void(why);
         }
         let pids: Vec<Pid> = pids.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw).collect();
         let found = foreign_sockets(&pids, &cgroup.ids()?)?;

@@ -2,37 +2,30 @@
 
 use super::{
     Directories,
-    apply::apply,
-    attach::{end_of_pins, refuse_transient_mounts, rule_lines},
+    apply::exchange,
+    attach::{refuse_transient_mounts, rule_lines},
+    cut::{Connections, Place},
+    end::take_down,
     error::Error,
-    level::Reached,
+    names::Listening,
     plan::Plan,
     record::Record,
-    reporter::{Reporter, Scene, about},
+    reporter::{DnsInbox, Reporter, Scene, about},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, RuleIds, compile, diff, undo},
-    datapath::{
-        addresses,
-        attach::{Hooked, disown},
-        bpffs::PinRoot,
-        load::Programs,
-        state_dir::StateDir,
-        tables::Tables,
-    },
+    compile::{Facts, RuleIds, compile},
+    datapath::{addresses, attach::Hooked, bpffs::PinRoot, load::Programs, state_dir::StateDir, tables::Tables},
     dns,
-    observe::{EventSink, Events, event::Kind, sink::QUEUE},
-    policy::Policy,
+    level::Reached,
+    observe::{AsyncEvents, EventSink, Events, event::Kind, sink::QUEUE},
+    policy::{Established, Policy},
 };
-use egress_common::{sandbox::Identity, verdict::ListenerKey};
+use egress_common::sandbox::Identity;
 use std::{
     io,
     net::{SocketAddr, TcpStream},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     sync::{Arc, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -40,7 +33,8 @@ use std::{
 
 /// What the kernel holds for us. Closing our descriptors changes nothing while the pins are there.
 pub(super) struct Kernel {
-    pub(super) _programs: Programs,
+    /// None where another process loaded them: the links hold them.
+    pub(super) _programs: Option<Programs>,
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
     pub(super) identity: Identity,
@@ -49,20 +43,33 @@ pub(super) struct Kernel {
 
 /// A sandbox under enforcement.
 ///
-/// Dropping it detaches, unless it was pinned: a populated cgroup is open then. Its links are pinned from the first moment
-/// on, so that a crash of this process opens nothing.
+/// Dropping it detaches, unless it was pinned or adopted: a populated cgroup is open then. Its links are pinned from the
+/// first moment on, so that a crash of this process opens nothing, and [`Sandbox::adopt`] finds it as it was.
 pub struct Sandbox {
-    kernel: Kernel,
-    scene: Arc<Scene>,
-    server: Option<dns::Server>,
-    reporter: Option<Reporter>,
-    _watch: Option<addresses::Watch>,
-    sink: EventSink,
-    record: Record,
-    plan: Plan,
-    ids: RuleIds,
-    directories: Directories,
-    stays: bool,
+    pub(super) kernel: Kernel,
+    pub(super) scene: Arc<Scene>,
+    pub(super) server: Option<Arc<dns::Server>>,
+    pub(super) reporter: Option<Reporter>,
+    /// For a server that starts later.
+    pub(super) inbox: Arc<DnsInbox>,
+    pub(super) _watch: Option<addresses::Watch>,
+    pub(super) sink: EventSink,
+    pub(super) record: Record,
+    pub(super) plan: Plan,
+    pub(super) ids: RuleIds,
+    pub(super) directories: Directories,
+    pub(super) at_drop: AtDrop,
+}
+
+/// What Drop does to enforcement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum AtDrop {
+    /// Ends it.
+    Detach,
+    /// Leaves it to whoever adopts the sandbox.
+    Leave,
+    /// Nothing any more.
+    Nothing,
 }
 
 impl std::fmt::Debug for Sandbox {
@@ -84,23 +91,6 @@ pub enum Released {
 }
 
 impl Sandbox {
-    #[expect(clippy::too_many_arguments, reason = "called once, by attach, with what it made")]
-    pub(super) fn new(
-        kernel: Kernel,
-        scene: Arc<Scene>,
-        server: Option<dns::Server>,
-        reporter: Reporter,
-        watch: Option<addresses::Watch>,
-        sink: EventSink,
-        record: Record,
-        plan: Plan,
-        ids: RuleIds,
-        directories: Directories,
-    ) -> Self {
-        let reporter = Some(reporter);
-        Self { kernel, scene, server, reporter, _watch: watch, sink, record, plan, ids, directories, stays: false }
-    }
-
     /// Its name, unique on the host.
     pub fn name(&self) -> &str {
         &self.record.name
@@ -109,6 +99,12 @@ impl Sandbox {
     /// What is promised.
     pub fn level(&self) -> Reached {
         self.record.level.clone()
+    }
+
+    /// What whoever puts processes into it knows better, for `egressd status`. It is not looked into.
+    pub fn judge(&mut self, reached: Reached) -> Result<(), Error> {
+        self.record.level = reached;
+        self.record.write(&self.directories)
     }
 
     /// Host side of its device, where one was found or given.
@@ -139,25 +135,47 @@ impl Sandbox {
         self.sink.subscribe(QUEUE)
     }
 
+    /// [`Sandbox::events`] for asynchronous code, on any executor.
+    pub fn events_async(&self) -> AsyncEvents {
+        self.sink.subscribe_async(QUEUE)
+    }
+
+    /// Why nobody answers the sandbox's DNS any more; `None` while somebody does, or where no name was ever allowed.
+    ///
+    /// Enforcement goes on without: what is permitted fades, and no name opens anything new. The server does not recover; a new
+    /// owner starts another ([`Sandbox::adopt`]).
+    pub fn dns_failure(&self) -> Option<Arc<dns::DnsError>> {
+        self.server.as_ref()?.wait_failure(Duration::ZERO)
+    }
+
     /// Puts another policy in force; it is when this returns. An error leaves the old one.
     ///
     /// In between, nothing is open that neither policy opens: denies come first, then what is no longer allowed goes, then
-    /// denies that are gone, then what is new.
+    /// denies that are gone, then what is new. With the first name, the sandbox gets a DNS listener; `lo` must be up in its
+    /// network namespace then.
+    ///
+    /// With `established = "cut"` the owners of TCP connections that the new policy does not allow get ECONNABORTED, where the
+    /// kernel can do that (CONFIG_INET_DIAG_DESTROY); else their packets are denied, and they notice by a timeout.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
         if self.was_detached() {
             return Err(Error::NotAttached { cgroup: self.record.directory.clone() });
         }
         let plan = self.plan.with(&policy)?;
-        if plan.listens && self.server.is_none() {
-            return Err(Error::NoListener);
-        }
-        let listener_port = self.scene.permits.in_force().image.settings.listener_port;
-        let facts = Facts { listener_port, ..plan.facts.clone() };
+        let opened = match self.server {
+            None if plan.listens => Some(Listening::open(&plan, &self.kernel.tables, self.kernel.identity.nonce)?),
+            _ => None,
+        };
+        let before = self.scene.permits.in_force().image.settings.listener_port;
+        let facts = Facts { listener_port: opened.as_ref().map_or(before, Listening::port), ..plan.facts.clone() };
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
         let image = compile(&policy, &facts, super::SLOT, &mut ids, plan.limits)?;
         let generation = self.record.generation + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
+        let connections = (policy.established == Established::Cut).then(|| Connections::before(self.place()));
+        // Nobody asks it before the policy is in force.
+        let started =
+            opened.map(|opened| opened.serve(&plan, &policy, generation, &self.scene, &self.inbox)).transpose()?;
         {
             let mut in_force = self.scene.permits.in_force();
             // First, because it may refuse the policy. It can write no permit of the new policy before that is in force.
@@ -168,22 +186,20 @@ impl Sandbox {
                 None => Ok(()),
             };
             serve(&plan, &policy, generation)?;
-            let changes = diff(&in_force.image, &image);
-            let nonce = self.kernel.identity.nonce;
-            if let Err((done, error)) = apply(&changes, &image, nonce, &self.kernel.tables) {
-                let back = undo(&in_force.image, &changes[..=done]);
-                if let Err((_, worse)) = apply(&back, &in_force.image, nonce, &self.kernel.tables) {
-                    // Neither policy as a whole: closed for good, rather than open by accident.
-                    tracing::error!(%worse, "the old policy could not be restored; the sandbox is closed");
-                    disown(&self.kernel.tables, self.kernel.cgroup_id)?;
-                }
-                self.ids.skip_tags(&ids);
+            if let Err(error) = exchange(&in_force.image, &image, &self.kernel) {
                 serve(&self.plan, &in_force.policy, in_force.generation)?;
-                return Err(error.into());
+                drop(in_force);
+                self.ids.skip_tags(&ids);
+                self.record.next_tag = self.ids.next_tag();
+                self.record.write(&self.directories)?;
+                return Err(error);
             }
             in_force.generation = generation;
             in_force.policy = Arc::new(policy);
             in_force.image = image;
+        }
+        if let Some(started) = started {
+            self.server = Some(started.keep());
         }
         self.ids = ids;
         if plan.listens {
@@ -192,7 +208,14 @@ impl Sandbox {
         self.record.generation = generation;
         self.record.policy = text;
         self.record.rules = rule_lines(&self.scene.permits.in_force().image);
+        self.record.next_tag = self.ids.next_tag();
         self.record.write(&self.directories)?;
+        // They are denied all the same: only their owners wait longer.
+        match connections.map(|before| before.and_then(|before| before.cut(self.place()))) {
+            Some(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "connections were not ended"),
+            Some(Ok(ended)) => tracing::debug!(ended, "connections"),
+            None => {}
+        }
         let mut subject = self.scene.subject.lock().unwrap_or_else(PoisonError::into_inner);
         subject.generation = generation;
         subject.policy = name;
@@ -218,13 +241,25 @@ impl Sandbox {
         })
     }
 
-    /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by its name.
-    pub fn pin(&mut self) -> Result<(), Error> {
+    /// Leaves enforcement to the kernel: Drop no longer detaches. Whoever comes later finds the sandbox by this name, beside its
+    /// own: [`Sandbox::adopt`]. It is 1 to 64 letters, digits, `-` and `_`.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`]; [`Error::TransientMounts`] where pins would not last.
+    pub fn pin(&mut self, name: &str) -> Result<(), Error> {
         refuse_transient_mounts()?;
-        self.stays = true;
-        self.record.agent_pid = None;
-        self.record.agent_start = None;
-        self.record.write(&self.directories)
+        let state = StateDir::open(&self.directories.state)?;
+        let turn = state.lock()?;
+        let named = PinRoot::open(&self.directories.pin, &turn)?.owner_dir(name)?.is_some();
+        let others = Record::all(&self.directories)?.into_iter().filter(|record| record.name != self.record.name);
+        let taken = others.into_iter().any(|record| record.pinned_as.as_deref() == Some(name));
+        if taken || (named && name != self.record.name) {
+            return Err(Error::NameTaken { name: name.to_owned() });
+        }
+        self.record.pinned_as = Some(name.to_owned());
+        self.record.write(&self.directories)?;
+        self.at_drop = AtDrop::Leave;
+        Ok(())
     }
 
     /// Detaches if the cgroup is empty, leaves it closed otherwise.
@@ -237,10 +272,7 @@ impl Sandbox {
         };
         // A record of what somebody else took down would keep the cgroup from being attached again.
         if populated && !self.was_detached() {
-            self.stays = true;
-            self.record.agent_pid = None;
-            self.record.agent_start = None;
-            self.record.write(&self.directories)?;
+            self.leave()?;
             return Ok(Released::Enforced);
         }
         self.end()?;
@@ -259,58 +291,45 @@ impl Sandbox {
         replaced || !self.directories.pin.join(&self.record.name).exists()
     }
 
+    fn place(&self) -> Place<'_> {
+        Place { tables: &self.kernel.tables, netns: &self.plan.netns, cgroup: &self.record.directory }
+    }
+
+    /// Nobody serves it from here on, and whoever comes may.
+    fn leave(&mut self) -> Result<(), Error> {
+        self.fall_silent();
+        if self.was_detached() {
+            return Ok(());
+        }
+        self.record.served_by(None);
+        self.record.write(&self.directories)
+    }
+
     fn end(&mut self) -> Result<(), Error> {
-        self.stays = true;
-        // Reads what the kernel reported last, so that no count is lost.
-        drop(self.server.take());
-        drop(self.reporter.take());
+        self.fall_silent();
         self.sink.emit(&about(Kind::Detach, &self.scene.subject()));
         take_down(&self.directories, &self.record)
+    }
+
+    /// Reads what the kernel reported last, so that no count is lost.
+    fn fall_silent(&mut self) {
+        self.at_drop = AtDrop::Nothing;
+        drop(self.server.take());
+        drop(self.reporter.take());
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if self.stays {
-            return;
+        let (done, left) = match self.at_drop {
+            AtDrop::Nothing => return,
+            AtDrop::Leave => (self.leave(), "its record names this process as the one that serves it"),
+            AtDrop::Detach => (self.end(), "not detached; it stays closed until `egressd detach`"),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, sandbox = self.record.name, "{left}");
         }
-        if let Err(error) = self.end() {
-            tracing::error!(%error, sandbox = self.record.name, "not detached; it stays closed until `egressd detach`");
-        }
     }
-}
-
-/// Removes everything of a sandbox: closed first, open at the very end. Done as well when somebody else did it, and then
-/// nothing of a sandbox that took its name since is touched.
-pub(super) fn take_down(directories: &Directories, record: &Record) -> Result<(), Error> {
-    let state = StateDir::open(&directories.state)?;
-    let turn = state.lock()?;
-    let root = PinRoot::open(&directories.pin, &turn)?;
-    let Some(pins) = root.owner_dir(&record.name)? else {
-        Record::remove(directories, &record.name)?;
-        end_of_pins(directories, root, turn);
-        return Ok(());
-    };
-    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-    if tables.sandbox(super::SLOT)?.nonce != record.nonce {
-        return Ok(());
-    }
-    // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
-    // another one has its path.
-    if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
-        disown(&tables, record.cgroup_id)?;
-    }
-    if let Some((netns_cookie, port)) = record.listener {
-        tables.remove_listener(ListenerKey { netns_cookie, port, reserved: 0 })?;
-    }
-    let links = pins.join("links");
-    for (name, _link) in crate::datapath::detach::pinned_links(&links)? {
-        crate::datapath::detach::detach_link(&links.join(name))?;
-    }
-    root.remove_owner_dir(&record.name)?;
-    Record::remove(directories, &record.name)?;
-    end_of_pins(directories, root, turn);
-    Ok(())
 }
 
 fn connect_until(address: SocketAddr, deadline: Instant) -> io::Result<()> {

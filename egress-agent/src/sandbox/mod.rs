@@ -1,20 +1,26 @@
 //! One sandbox: attach, update, events, detach. What the command line does, it does through here.
 
+mod adopt;
 mod apply;
 mod attach;
 mod build;
 mod claim;
+mod cut;
 mod directories;
 mod end;
 mod error;
 mod explain;
 mod level;
 mod live;
+mod looked;
+mod names;
 pub mod needs;
 mod permits;
 mod plan;
 mod record;
+mod recover;
 mod reporter;
+mod sleep;
 mod status;
 
 pub use attach::Builder;
@@ -23,9 +29,10 @@ pub use directories::Directories;
 pub use end::detach;
 pub use error::Error;
 pub use explain::{Explanation, explain};
-pub use level::{Level, Reached, UnknownLevel};
 pub use live::{Released, Sandbox};
 pub use status::{HookStatus, MapUse, Status, event_files, list};
+
+pub use crate::level::{Level, Reached, UnknownLevel};
 
 use crate::{
     compile::{Facts, Limits, RuleIds, compile},

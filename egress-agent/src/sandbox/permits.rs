@@ -1,5 +1,6 @@
 //! Permits: answers of the DNS half become entries of the kernel's map, before anybody hears of them.
 
+use super::sleep::aged;
 use crate::{
     compile::Image,
     datapath::tables::{TableError, Tables},
@@ -65,10 +66,24 @@ pub(super) struct Permits {
 }
 
 impl Permits {
-    pub(super) fn new(slot: u32, tables: Arc<Tables>, policy: Policy, image: Image) -> Self {
-        let in_force =
-            InForce { generation: 1, policy: Arc::new(policy), image, names: BTreeMap::new(), changed: false };
+    pub(super) fn new(slot: u32, tables: Arc<Tables>, policy: Policy, generation: u64, image: Image) -> Self {
+        let in_force = InForce { generation, policy: Arc::new(policy), image, names: BTreeMap::new(), changed: false };
         Self { slot, tables, in_force: Mutex::new(in_force) }
+    }
+
+    /// Takes over what an earlier owner knew of the permits that are in the map.
+    pub(super) fn recall(&self, known: Vec<permits_file::Learned>) -> Result<(), TableError> {
+        let mut in_force = self.in_force();
+        for permits_file::Learned { name, address } in known {
+            let address = canonical(address);
+            let permit = self.tables.permit(&PermitKey { slot: self.slot, addr: address.into() })?.unwrap_or_default();
+            let learned =
+                permit.grants.iter().map(|grant| grant.expires_ns).filter(|expires_ns| *expires_ns != NEVER_NS);
+            if let Some(expires_ns) = learned.max().filter(|expires_ns| *expires_ns > 0) {
+                in_force.names.entry(address).or_default().push(Learned { name, expires_ns });
+            }
+        }
+        Ok(())
     }
 
     /// The policy in force, which does not change while this is held.
@@ -115,6 +130,22 @@ impl Permits {
                 self.tables.remove_permit(&key)?;
             } else {
                 self.tables.set_permit(&key, &kept)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the machine slept off the life of everything that was learned.
+    pub(super) fn age(&self, slept: Duration) -> Result<(), TableError> {
+        let slept_ns = u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX);
+        let mut in_force = self.in_force();
+        for learned in in_force.names.values_mut().flatten() {
+            learned.expires_ns = learned.expires_ns.saturating_sub(slept_ns);
+        }
+        for (key, permit) in self.tables.permits(self.slot)? {
+            let aged = aged(&permit, slept_ns);
+            if aged != permit {
+                self.tables.set_permit(&key, &aged)?;
             }
         }
         Ok(())

@@ -3,8 +3,8 @@
 use super::{
     attach::Builder,
     error::Error,
-    level::{Level, Reached},
     permits::{LEARNED_AT_MOST, Table},
+    record::Record,
 };
 use crate::{
     cgroup::Cgroup,
@@ -12,19 +12,23 @@ use crate::{
     datapath::{
         addresses,
         device::{self, Found},
-        listeners::{self, Listeners},
         load::Capacity,
         netns::Netns,
         tables::Tables,
     },
     dns,
+    level::{Level, Reached},
     policy::{Answers, Mode, NameTable, Policy},
 };
-use egress_common::addr::Addr;
+use egress_common::{
+    addr::Addr,
+    sandbox::{self, flags},
+};
 use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -63,10 +67,7 @@ impl Plan {
         let policy = &builder.policy;
         let here = Netns::current()?;
         let netns = match &builder.netns {
-            Some(name) if name.components().count() == 1 && !name.has_root() => {
-                Netns::from_name(&name.to_string_lossy())?
-            }
-            Some(path) => Netns::from_path(path)?,
+            Some(path) => open_netns(path)?,
             None => match cgroup.procs()?.first().and_then(|pid| i32::try_from(*pid).ok()) {
                 Some(pid) => Netns::from_pid(nix::unistd::Pid::from_raw(pid))?,
                 None => here.try_clone()?,
@@ -93,7 +94,8 @@ impl Plan {
         // Compiled once without effect: what cannot be enforced is refused before anything is made, and the maps are made
         // as large as this policy and a later one of its kind need.
         let image = compile(policy, &facts, super::SLOT, &mut RuleIds::new(u32::MAX), super::MOST)?;
-        let (limits, capacity) = sizes(&image);
+        let capacity = capacity_for(&image);
+        let limits = limits_of(capacity);
         Ok(Self {
             name: name(policy, cgroup),
             netns: Arc::new(netns),
@@ -106,18 +108,43 @@ impl Plan {
         })
     }
 
+    /// The place of a sandbox that another process attached: what the kernel holds of it, and the host as it is now.
+    pub(super) fn resumed(
+        record: &Record,
+        cgroup: &Cgroup,
+        policy: &Policy,
+        sandbox: &sandbox::Sandbox,
+        capacity: Capacity,
+    ) -> Result<Self, Error> {
+        let netns = find_netns(record, cgroup, sandbox.netns_cookie)?;
+        let own_netns = sandbox.flags & flags::OWN_NETNS != 0;
+        let (listens, servers) = resolvers(policy)?;
+        let own_addresses = addresses::list(&netns)?;
+        let facts = Facts {
+            own_netns,
+            netns_cookie: sandbox.netns_cookie,
+            protected: protected(&servers, own_netns, &own_addresses),
+            own_addresses,
+            listener_port: 0,
+            raw_sockets: sandbox.flags & flags::RAW_SOCKETS != 0,
+        };
+        Ok(Self {
+            name: record.name.clone(),
+            found: if own_netns { device::find(&netns)? } else { Found::default() },
+            netns: Arc::new(netns),
+            facts,
+            limits: limits_of(capacity),
+            capacity,
+            servers,
+            listens,
+        })
+    }
+
     /// The same place under another policy.
     pub(super) fn with(&self, policy: &Policy) -> Result<Self, Error> {
         let (listens, servers) = resolvers(policy)?;
         let protected = protected(&servers, self.facts.own_netns, &self.facts.own_addresses);
         Ok(Self { facts: Facts { protected, ..self.facts.clone() }, servers, listens, ..self.clone() })
-    }
-
-    pub(super) fn open_listeners(&self) -> Result<Option<Listeners>, Error> {
-        if !self.listens {
-            return Ok(None);
-        }
-        Ok(Some(self.netns.open_listeners(listeners::PORTS)?))
     }
 
     pub(super) fn dns_config(&self, policy: &Policy, generation: u64) -> dns::Config {
@@ -201,23 +228,59 @@ pub(super) fn answers(netns: &Netns, port: u16) -> Result<(), Error> {
     netns.enter(ask)?.map_err(|source| Error::SilentAgent { waited: PATIENCE, source })
 }
 
+/// A name of `ip netns`, or a path.
+fn open_netns(name_or_path: &Path) -> Result<Netns, Error> {
+    Ok(match netns_path(name_or_path) {
+        None => Netns::from_name(&name_or_path.to_string_lossy())?,
+        Some(path) => Netns::from_path(path)?,
+    })
+}
+
+fn netns_path(name_or_path: &Path) -> Option<&Path> {
+    (name_or_path.components().count() > 1 || name_or_path.has_root()).then_some(name_or_path)
+}
+
+/// What names the namespace from any directory.
+pub(super) fn lasting(name_or_path: &Path) -> PathBuf {
+    let path = netns_path(name_or_path).and_then(|path| std::path::absolute(path).ok());
+    path.unwrap_or_else(|| name_or_path.to_owned())
+}
+
+/// The namespace with this cookie. A path may lead to another one by now, and a process may have moved.
+fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Error> {
+    let named = record.netns.iter().map(|path| open_netns(path));
+    let here = std::iter::once_with(|| Ok(Netns::current()?));
+    let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok());
+    let inside = pids.map(|pid| Ok(Netns::from_pid(nix::unistd::Pid::from_raw(pid))?));
+    let found = named.chain(here).chain(inside).filter_map(Result::ok);
+    for netns in found {
+        if netns.cookie().is_ok_and(|its| its == cookie) {
+            return Ok(netns);
+        }
+    }
+    Err(Error::NetnsLost { name: record.name.clone() })
+}
+
 /// Room for this image, and for another of twice its size beside it while a reload is applied. A hash map without entries costs
 /// 16 bytes for each that fits, so no map is made for more.
-fn sizes(image: &Image) -> (Limits, Capacity) {
+fn capacity_for(image: &Image) -> Capacity {
     let twice = |len: usize, least: usize| (len * 2).max(least);
-    let limits = Limits {
-        rules: twice(image.rules.len(), 64).min(super::MOST.rules),
-        networks: twice(image.networks.len(), 128).min(super::MOST.networks),
-        permits: twice(image.permits.len(), 128).min(super::MOST.permits),
-    };
     let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let capacity = Capacity {
+    Capacity {
         sandboxes: 1,
-        rules: entries(limits.rules * 2),
-        networks: entries(limits.networks * 2),
-        permits: entries(limits.permits + LEARNED_AT_MOST),
-    };
-    (limits, capacity)
+        rules: entries(twice(image.rules.len(), 64).min(super::MOST.rules) * 2),
+        networks: entries(twice(image.networks.len(), 128).min(super::MOST.networks) * 2),
+        permits: entries(twice(image.permits.len(), 128).min(super::MOST.permits) + LEARNED_AT_MOST),
+    }
+}
+
+/// The largest policy that maps of this size take: while it is exchanged for another, both are in them.
+fn limits_of(capacity: Capacity) -> Limits {
+    Limits {
+        rules: capacity.rules as usize / 2,
+        networks: capacity.networks as usize / 2,
+        permits: (capacity.permits as usize).saturating_sub(LEARNED_AT_MOST),
+    }
 }
 
 /// Unique on the host: policy names may repeat, a cgroup's inode does not.

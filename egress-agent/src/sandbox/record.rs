@@ -1,10 +1,12 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{Directories, error::Error, level::Reached};
-use crate::compile::RuleText;
+use super::{Directories, error::Error};
+use crate::{compile::RuleText, level::Reached};
+use egress_common::permit::RuleRef;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -39,10 +41,16 @@ pub(super) struct Record {
     pub(super) agent_pid: Option<u32>,
     /// Start time of that process, in clock ticks since boot: a pid alone may be somebody else's by now.
     pub(super) agent_start: Option<u64>,
-    /// Port of the DNS listener, and the namespace it is in.
-    pub(super) listener: Option<(u64, u32)>,
     /// True in a network namespace of its own.
     pub(super) own_netns: bool,
+    /// Where that namespace was found, if the caller named it.
+    pub(super) netns: Option<PathBuf>,
+    /// The name under which its owner left it to whoever comes next.
+    pub(super) pinned_as: Option<String>,
+    /// Version of the layouts of its maps.
+    pub(super) abi: u32,
+    /// Tags of rules below this one were used.
+    pub(super) next_tag: u32,
 }
 
 /// A rule's reference and text.
@@ -51,6 +59,12 @@ pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
     pub(super) text: RuleText,
+}
+
+impl RuleLine {
+    pub(super) fn reference(&self) -> RuleRef {
+        RuleRef { index: self.index, tag: self.tag }
+    }
 }
 
 impl Record {
@@ -134,9 +148,26 @@ impl Record {
         all.into_iter().find(same).ok_or_else(|| Error::NotAttached { cgroup: asked.to_owned() })
     }
 
-    /// True while the process that serves the sandbox lives.
-    pub(super) fn agent_is_alive(&self) -> bool {
-        self.agent_pid.is_some_and(|pid| start_time(pid).is_some_and(|start| Some(start) == self.agent_start))
+    /// The record of a sandbox by its own name, or by the one that it was pinned under.
+    pub(super) fn named(directories: &Directories, name: &str) -> Result<Self, Error> {
+        let known = |record: &Self| record.name == name || record.pinned_as.as_deref() == Some(name);
+        Self::all(directories)?.into_iter().find(known).ok_or_else(|| Error::Unknown { name: name.to_owned() })
+    }
+
+    /// The process that serves the sandbox, if it lives.
+    pub(super) fn agent(&self) -> Option<u32> {
+        self.agent_pid.filter(|pid| start_time(*pid).is_some_and(|start| Some(start) == self.agent_start))
+    }
+
+    /// Notes who serves the sandbox from now on: this process, or nobody.
+    pub(super) fn served_by(&mut self, pid: Option<u32>) {
+        self.agent_pid = pid;
+        self.agent_start = pid.and_then(start_time);
+    }
+
+    /// What is known of each rule.
+    pub(super) fn texts(&self) -> BTreeMap<RuleRef, RuleText> {
+        self.rules.iter().map(|line| (line.reference(), line.text.clone())).collect()
     }
 
     pub(super) fn rule_text(&self, tag: u32) -> Option<&RuleText> {
@@ -145,7 +176,7 @@ impl Record {
 }
 
 /// Field 22 of `/proc/PID/stat` (proc(5)).
-pub(super) fn start_time(pid: u32) -> Option<u64> {
+fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field may hold anything, brackets and blanks included.
     let (_, rest) = stat.rsplit_once(')')?;

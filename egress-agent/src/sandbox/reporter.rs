@@ -1,6 +1,6 @@
 //! What the kernel and the DNS half report, as events: one thread reads the ring, folds, and sweeps expired permits.
 
-use super::{error::Error, permits::Permits};
+use super::{error::Error, permits::Permits, sleep::Sleep};
 use crate::{
     datapath::{records::Records, tables::Tables},
     dns::{self, DnsEvent},
@@ -22,7 +22,7 @@ use std::{
     net::IpAddr,
     os::fd::AsFd as _,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError, Weak, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
@@ -43,11 +43,28 @@ pub(super) struct Scene {
     pub(super) tables: Arc<Tables>,
     /// Where the sandbox's record and its events are.
     pub(super) directory: PathBuf,
+    /// Who answers DNS, until that ends.
+    pub(super) server: Mutex<Weak<dns::Server>>,
 }
 
 impl Scene {
     pub(super) fn subject(&self) -> Subject {
         self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Scene {
+    /// Has the reader say it when the server fails.
+    pub(super) fn watch(&self, server: &Arc<dns::Server>) {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(server);
+    }
+
+    /// What the server failed by, told once.
+    fn failure(&self) -> Option<Arc<dns::DnsError>> {
+        let mut watched = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let failure = watched.upgrade()?.wait_failure(Duration::ZERO)?;
+        *watched = Weak::new();
+        Some(failure)
     }
 }
 
@@ -140,6 +157,7 @@ struct Reading {
 impl Reading {
     fn run(&mut self, stopped: &io::PipeReader) {
         let mut swept = Instant::now();
+        let mut sleep = Sleep::new();
         loop {
             let stop = match self.records.wait(stopped.as_fd(), PollTimeout::from(TICK_MS)) {
                 Ok(stop) => stop,
@@ -150,6 +168,18 @@ impl Reading {
             };
             self.take_in();
             self.note_names();
+            if let Some(slept) = sleep.slept()
+                && let Err(error) = self.scene.permits.age(slept)
+            {
+                tracing::error!(%error, ?slept, "permits outlive the answers that they rest on, by what was slept");
+            }
+            if let Some(failure) = self.scene.failure() {
+                tracing::error!(
+                    error = &*failure as &dyn std::error::Error,
+                    sandbox = self.scene.subject().sandbox,
+                    "nobody answers the sandbox's DNS any more; what is permitted stays as it is, and nothing new opens"
+                );
+            }
             if swept.elapsed() > SWEEP {
                 swept = Instant::now();
                 if let Err(error) = self.scene.permits.sweep() {

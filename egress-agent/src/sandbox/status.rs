@@ -1,8 +1,9 @@
 //! `egressd status`: the kernel's state, with names from the records.
 
-use super::{Directories, SLOT, error::Error, level::Reached, record::Record};
+use super::{Directories, SLOT, error::Error, record::Record};
 use crate::{
     datapath::{attach::CGROUP_HOOKS, bpffs::PinRoot, detach::pinned_links, state_dir::StateDir, tables::Tables},
+    level::Reached,
     observe::{counters::Totals, sink::FILE_NAME},
     policy::{Mode, Policy},
 };
@@ -98,7 +99,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
         maps.push(MapUse {
             map: map::PERMITS.to_owned(),
             entries: permits,
-            capacity: Tables::permit_capacity(&pins.join("maps"))?,
+            capacity: Tables::capacity(&pins.join("maps"))?.permits.into(),
         });
         counters = Totals::of(&tables.counters(SLOT)?);
     }
@@ -107,7 +108,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record) -> Result<S
     let complete = CGROUP_HOOKS.iter().all(|hook| hooks.iter().any(|found| found.hook == hook.name && found.attached));
     Ok(Status {
         in_force: there && complete && owned && hooks.iter().all(|hook| hook.attached),
-        agent_pid: record.agent_pid.filter(|_| record.agent_is_alive()),
+        agent_pid: record.agent(),
         policy: policy.name.clone(),
         mode: if policy.mode == Mode::Observe { "observe" } else { "enforce" }.to_owned(),
         cgroup: Some(record.cgroup.to_string_lossy().into_owned()),

@@ -303,6 +303,22 @@ fn an_owner_that_takes_over_gives_out_nothing_that_is_taken() {
 }
 
 #[test]
+fn an_owner_that_takes_over_keeps_the_references_of_what_it_recognises() {
+    let text = "[allow]\nnames = [\"a.test\", \"b.test:22\"]\naddresses = [\"192.0.2.1:443\", \"192.0.2.0/24:443\"]\n\
+                inbound = [\"192.0.2.9\"]\n[deny]\naddresses = [\"192.0.2.7\"]";
+    let mut ids = RuleIds::new(64);
+    let image = compile(&policy(text), &facts(true), SLOT, &mut ids, LIMITS).unwrap();
+    let mut next = RuleIds::resume(64, image.rules.keys().map(|rule| rule.index), ids.next_tag());
+    for (rule, (content, text)) in &image.rules {
+        next.recognise(*rule, content, text);
+    }
+    assert_eq!(compile(&policy(text), &facts(true), SLOT, &mut next, LIMITS).unwrap(), image);
+    let other = compile(&policy(&text.replace("b.test", "c.test")), &facts(true), SLOT, &mut next, LIMITS).unwrap();
+    assert_eq!(other.name_rules[0], image.name_rules[0]);
+    assert_eq!(other.name_rules[1].tag, ids.next_tag());
+}
+
+#[test]
 fn prefixes_know_each_other() {
     let prefix = |text: &str| Prefix::from(&text.parse::<ipnet::IpNet>().unwrap());
     assert_eq!((prefix("10.0.0.0/8").length(), prefix("2001:db8::/32").length()), (104, 32));
