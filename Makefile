@@ -21,7 +21,7 @@ DEFAULT_bench := filter
 help:
 	@echo 'make demo     an internet in a box, and what egressd lets through'
 	@echo 'make test     style, unit tests, root tests, demo: what CI runs'
-	@echo 'make bench    what the filter costs, against no filter and nftables'
+	@echo 'make bench    what the filter costs, against no filter and nftables; ARGS=dns: look-ups'
 	@echo 'make mutants  are the tests able to fail? reverts one line at a time'
 	@echo 'make setup    installs what the above need (they call it themselves)'
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex,
@@ -25,20 +25,22 @@ use crate::{
 
 const ETH_P_ALL: u16 = 3;
 const MARKER: &[u8] = b"lab-marker-";
-/// The discard port, on which the sink listens without a word.
-const MARKER_TO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 9);
+/// The discard port (RFC 863): whoever gets a marker there stays silent.
+const DISCARD: u16 = 9;
 
 /// Frames that arrive on a device, in order.
 #[derive(Debug)]
-pub(crate) struct Capture {
+pub struct Capture {
     seen: Arc<Mutex<Vec<Frame>>>,
     socket: Arc<OwnedFd>,
     markers: AtomicU64,
+    from: Netns,
+    to: Ipv4Addr,
 }
 
 impl Capture {
-    /// Starts to capture on `device` of `netns`.
-    pub(crate) fn start(netns: &Netns, device: &str, stop: Stop) -> Self {
+    /// Starts to capture on `device` of `netns`. What is sent in `from` to the address `to` arrives there.
+    pub(crate) fn start(netns: &Netns, device: &str, (from, to): (&Netns, Ipv4Addr), stop: Stop) -> Self {
         let socket = netns.enter(|| open(device).unwrap_or_else(|error| panic!("packet socket on {device}: {error}")));
         // Forced, because the default holds only some hundred frames while the reading thread waits for a CPU.
         setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).expect("SO_RCVBUFFORCE");
@@ -52,25 +54,26 @@ impl Capture {
                 }
             }
         });
-        Self { seen, socket, markers: AtomicU64::new(0) }
+        Self { seen, socket, markers: AtomicU64::new(0), from: from.clone(), to }
     }
 
-    /// Every frame so far, in order of arrival, without the link's housekeeping. Before it returns, a marker sent from
-    /// `from` on each CPU has gone the whole way and been captured: no earlier frame is still under way, and a capture
-    /// that sees nothing is not mistaken for a wire without traffic.
-    pub(crate) fn frames(&self, from: &Netns) -> Vec<Frame> {
+    /// Every frame so far, in order of arrival, without the link's housekeeping. Before it returns, a marker sent on
+    /// each CPU has gone the whole way and been captured: no earlier frame is still under way, and a capture that sees
+    /// nothing is not mistaken for a wire without traffic.
+    #[track_caller]
+    pub fn frames(&self) -> Vec<Frame> {
         // Twice, because a frame that waits in a CPU's queue for the bridge is queued once more behind it.
         for _ in 0..2 {
-            self.mark(from);
+            self.mark();
         }
         assert_eq!(dropped(&self.socket), 0, "the capture lost frames");
         let seen = self.seen.lock().expect("frames");
         seen.iter().filter(|frame| !frame.payload.starts_with(MARKER) && !frame.is_housekeeping()).cloned().collect()
     }
 
-    fn mark(&self, from: &Netns) {
+    fn mark(&self) {
         let first = self.markers.fetch_add(1, Ordering::Relaxed);
-        let sent = from.enter(|| {
+        let sent = self.from.enter(|| {
             let here = sched_getaffinity(Pid::from_raw(0)).expect("affinity");
             let cpus = (0..CpuSet::count()).filter(|cpu| here.is_set(*cpu).unwrap_or(false));
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a marker socket");
@@ -80,7 +83,7 @@ impl Capture {
                 one.set(cpu).expect("a CPU");
                 sched_setaffinity(Pid::from_raw(0), &one).expect("moving to a CPU");
                 let marker = [MARKER, format!("{first}-{cpu};").as_bytes()].concat();
-                socket.send_to(&marker, MARKER_TO).expect("sending a marker");
+                socket.send_to(&marker, (self.to, DISCARD)).expect("sending a marker");
                 sent.push(marker);
             }
             sent

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     str::FromStr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_proto::{
@@ -92,7 +92,14 @@ fn respond(bytes: &[u8], server: SocketAddr, src: SocketAddr, tcp: bool, zone: &
     let question = query.queries.first()?.clone();
     let name = key(&question.name().to_ascii());
     let kind = question.query_type();
-    zone.log(Query { server: canonical(server), src: canonical(src), name: name.clone(), kind, tcp });
+    zone.log(Query {
+        server: canonical(server),
+        src: canonical(src),
+        name: name.clone(),
+        kind,
+        tcp,
+        at: Instant::now(),
+    });
 
     let mut answer = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
     answer.metadata.recursion_desired = query.metadata.recursion_desired;
@@ -106,7 +113,7 @@ fn respond(bytes: &[u8], server: SocketAddr, src: SocketAddr, tcp: bool, zone: &
         answer.add_authority(soa());
         return Some((answer.to_vec().ok()?, Duration::ZERO));
     };
-    if entry.silent {
+    if entry.silent || entry.silent_for == Some(kind) {
         return None;
     }
     if zone.takes_failure(&name) {

@@ -22,6 +22,7 @@
 
 mod capture;
 mod cgroup;
+mod compiled;
 mod dns;
 mod frame;
 mod ground;
@@ -39,11 +40,12 @@ mod wiring;
 mod zone;
 
 pub use crate::{
+    capture::Capture,
     cgroup::Cgroup,
     frame::Frame,
     inside::Inside,
     launch::{Launch, binary},
-    need::{need, skip},
+    need::{need, skip, unpacked},
     netns::{Netns, PATH},
     process::{Output, Running},
     sink::{Hit, TCP_PORTS, UDP_PORTS},
@@ -57,7 +59,7 @@ pub use crate::{
 use std::{
     fs,
     io::PipeWriter,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -66,7 +68,7 @@ use std::{
 
 use nix::unistd::{Gid, Uid, chown};
 
-use crate::{capture::Capture, ground::Ground, sink::Hits, tls::Tls, wait::Stop};
+use crate::{ground::Ground, sink::Hits, tls::Tls, wait::Stop};
 
 /// The system's Python: a shim in a caller's home would not be readable for the user of a sandbox.
 pub const PYTHON: &str = "/usr/bin/python3";
@@ -101,7 +103,8 @@ impl Lab {
     #[track_caller]
     pub fn new() -> Self {
         let mut lab = Self::without_capture();
-        lab.capture = Some(Capture::start(&lab.sink, "eth0", lab.stop.clone()));
+        let way = (&lab.outer, Ipv4Addr::new(198, 51, 100, 1));
+        lab.capture = Some(Capture::start(&lab.sink, "eth0", way, lab.stop.clone()));
         lab
     }
 
@@ -203,7 +206,12 @@ impl Lab {
     /// frame sent before this call is still under way.
     #[track_caller]
     pub fn frames(&self) -> Vec<Frame> {
-        self.capture.as_ref().expect("a lab with a capture").frames(&self.outer)
+        self.capture.as_ref().expect("a lab with a capture").frames()
+    }
+
+    /// Starts a capture of what goes over the box's loopback device: what sandboxes there ask egressd.
+    pub fn loopback(&self) -> Capture {
+        Capture::start(&self.boxed, "lo", (&self.boxed, Ipv4Addr::LOCALHOST), self.stop.clone())
     }
 
     /// The frames to one address.

@@ -1,6 +1,6 @@
 //! What a test needs from the host. A check that could not look is a failure, never a silent pass.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Panics unless `tool` is on the search path.
 #[track_caller]
@@ -14,4 +14,9 @@ pub fn need(tool: &str) {
 pub fn skip(why: &str) {
     assert!(std::env::var_os("EGRESS_LAB_STRICT").is_none(), "skipped: {why}");
     eprintln!("SKIPPED: {why}");
+}
+
+/// Where `cargo xtask setup` unpacks a package that must not be installed, because installing it changes the host.
+pub fn unpacked(package: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/unpacked").join(package)
 }

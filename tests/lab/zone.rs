@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_proto::rr::RecordType;
@@ -22,6 +22,8 @@ pub struct Query {
     pub kind: RecordType,
     /// True when it came by TCP.
     pub tcp: bool,
+    /// When.
+    pub at: Instant,
 }
 
 /// What is known of one name.
@@ -34,6 +36,7 @@ pub struct Entry {
     pub(crate) ttl_s: u32,
     pub(crate) failures: usize,
     pub(crate) silent: bool,
+    pub(crate) silent_for: Option<RecordType>,
     pub(crate) tcp_only: bool,
     pub(crate) delay: Duration,
 }
@@ -49,6 +52,7 @@ impl Entry {
             ttl_s: 60,
             failures: 0,
             silent: false,
+            silent_for: None,
             tcp_only: false,
             delay: Duration::ZERO,
         }
@@ -77,6 +81,13 @@ impl Entry {
     #[must_use]
     pub fn silent(mut self) -> Self {
         self.silent = true;
+        self
+    }
+
+    /// Never answered where this type is asked for.
+    #[must_use]
+    pub fn silent_for(mut self, kind: RecordType) -> Self {
+        self.silent_for = Some(kind);
         self
     }
 

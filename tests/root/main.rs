@@ -18,6 +18,7 @@ mod apart;
 mod attach;
 mod bad_input;
 mod clients;
+mod dns;
 mod ends;
 mod escape;
 mod foreign;

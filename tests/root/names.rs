@@ -81,6 +81,19 @@ fn t03_ip_literal() {
 }
 
 #[test]
+fn e12_what_was_resolved_ahead_is_closed_until_it_is_asked_for() {
+    let lab = Lab::new();
+    let token = lab.token("ahead");
+    let mut inside = Inside::start(lab.egressd("run").flags("--pre-resolve --allow ok.test"));
+    assert!(!lab.zone().queries_for("ok.test").is_empty(), "resolved before the command ran");
+    inside.ask(&format!("curl -sS -m3 http://{OK}/{token}")).exits(7);
+    lab.expect_silence(OK);
+    inside.ask(&format!("curl -fsS -m3 http://ok.test/{token}")).exits(0);
+    inside.end().exits(0);
+    lab.expect_hits(&token, 1);
+}
+
+#[test]
 fn t04_client_side_bypass_knobs() {
     need("wget");
     let lab = Lab::new();

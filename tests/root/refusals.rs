@@ -38,6 +38,7 @@ fn t26_cannot_enforce_does_not_run() {
         ("no address", run().no_dns().flags("--allow ok.test --dns not:an:ipv6"), "not:an:ipv6"),
         ("no such device", run().no_dns().flags("--allow ok.test --dns fe80::1%nope"), "nope"),
         ("no rate", allowed().flags("--rate abc"), "abc"),
+        ("a required name", allowed().flags("--allow gone.invalid --pre-resolve"), "gone.invalid (no such name)"),
         ("no policy file", run().flags("--policy /nonexistent"), "/nonexistent"),
     ];
     match &v1 {

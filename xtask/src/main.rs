@@ -32,12 +32,15 @@ enum Chore {
     Demo,
     /// Revert production lines one at a time: each must turn its test red
     Mutants(mutants::Options),
-    /// What the filter costs, beside no filter and nftables
+    /// What the filter and look-ups cost, beside what people would use otherwise
     Bench(bench::Options),
     /// The bench's traffic, inside a sandbox
     #[command(hide = true)]
     Generate,
-    /// The bench's look-ups, inside a sandbox: prints the median in microseconds
+    /// The name bench's questions
+    #[command(hide = true)]
+    Ask { server: std::net::SocketAddr },
+    /// The filter bench's look-ups, inside a sandbox: prints the median in microseconds
     #[command(hide = true)]
     LookUp { server: std::net::SocketAddr, names: usize },
 }
@@ -61,8 +64,9 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Test(options) => test::run(&options),
         Chore::Demo => demo::run().map(tally::Tally::is_green),
         Chore::Bench(options) => bench::run(&options),
-        Chore::Generate => bench::generator::serve().map(|()| true),
-        Chore::LookUp { server, names } => bench::look_up_and_print(server, names).map(|()| true),
+        Chore::Generate => bench::filter::generator::serve().map(|()| true),
+        Chore::Ask { server } => bench::dns::serve(server).map(|()| true),
+        Chore::LookUp { server, names } => bench::filter::look_up_and_print(server, names).map(|()| true),
         Chore::Mutants(options) => mutants::run(&options),
     }
 }

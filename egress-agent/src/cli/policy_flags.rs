@@ -28,7 +28,8 @@ pub(super) struct PolicyFlags {
     /// Resolve names with this server instead of the host's, e.g. --dns 198.51.100.53
     #[arg(long, value_name = "SERVER", env = "EGRESSD_DNS", hide_env_values = true, value_delimiter = '\n')]
     dns: Vec<String>,
-    /// Resolve exact names before the start: require (fail if one does not), warn or off, e.g. --pre-resolve=warn
+    /// Resolve exact names before the start: require (fail if one does not; alone it means that), warn (the default: in the
+    /// background) or off, e.g. --pre-resolve=off
     #[arg(
         long,
         value_name = "HOW",
@@ -36,8 +37,7 @@ pub(super) struct PolicyFlags {
         hide_env_values = true,
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "require",
-        hide = true
+        default_missing_value = "require"
     )]
     pre_resolve: Option<How>,
     /// Block nothing, only report what would be denied, e.g. egressd run --observe -- make

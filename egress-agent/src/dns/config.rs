@@ -1,6 +1,9 @@
 //! What the server is told, and why it refuses.
 
 use super::{
+    cache::{Found, Known},
+    exchange::UpstreamError,
+    name::Name,
     permits::Names,
     rebinding::{Answers, Protected},
 };
@@ -34,6 +37,8 @@ pub struct Config {
     pub grace: Duration,
     /// Twice as many may come at once; more get SERVFAIL, and ten times more none at all.
     pub queries_per_second: u32,
+    /// CNAMEs stay in answers, and their targets may be asked for while the answer lives, A and AAAA alone.
+    pub keep_chains: bool,
     /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
     /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
     /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.
@@ -170,6 +175,12 @@ pub enum DnsError {
         /// Why.
         source: io::Error,
     },
+    /// Names that the policy spells out, and that have no address before the start.
+    #[error("no address for {}: correct or remove the name, or start without it by --pre-resolve=warn", each(.names))]
+    Unresolved {
+        /// In the order of the policy.
+        names: Vec<Unresolved>,
+    },
     /// A listener failed while serving: the sandbox has no name service any more.
     #[error("DNS listener {listener} failed: names no longer resolve in the sandbox; attach it again")]
     Serve {
@@ -187,4 +198,52 @@ pub enum DnsError {
 
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" or ")
+}
+
+/// A name without an address.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{name} ({why})")]
+pub struct Unresolved {
+    /// As the policy has it.
+    pub name: Name,
+    /// What the last attempt came to.
+    pub why: NotResolved,
+}
+
+/// Why a name has no address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum NotResolved {
+    /// NXDOMAIN.
+    #[error("no such name")]
+    NoSuchName,
+    /// The name is there, without addresses.
+    #[error("the name has no address")]
+    NoAddress,
+    /// Its addresses are such as no name opens, or a deny names a target of its CNAME chain.
+    #[error("its addresses are closed to names: see dns.answers and deny.names")]
+    Closed,
+    /// The CNAME chain does not end.
+    #[error("its CNAME chain is too long")]
+    TooLong,
+    /// No upstream gave a usable answer.
+    #[error("{0}")]
+    Failed(UpstreamError),
+    /// There was no time for more attempts.
+    #[error("no answer in time")]
+    Late,
+}
+
+impl NotResolved {
+    pub(super) fn no_address(known: &Known) -> Self {
+        match known.found {
+            Found::Addresses { .. } => Self::Closed,
+            Found::NoData => Self::NoAddress,
+            Found::NxDomain => Self::NoSuchName,
+            Found::TooLong => Self::TooLong,
+        }
+    }
+}
+
+fn each(names: &[Unresolved]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

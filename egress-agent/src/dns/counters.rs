@@ -35,8 +35,12 @@ counters! {
     refused,
     /// Names that the policy does not allow.
     denied,
-    /// Questions that were taken to an upstream.
+    /// Questions that were taken to an upstream, renewals included.
     forwarded,
+    /// Questions that were answered from the cache at once.
+    cached,
+    /// Questions for new names below a wildcard that were kept back.
+    tunnels,
     /// Questions that no upstream answered usably.
     failed,
     /// Of these: messages that could not be decoded.

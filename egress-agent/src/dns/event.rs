@@ -38,6 +38,8 @@ pub enum Reason {
     Canary,
     /// A deny rule names this target of its CNAME chain.
     Hop(Box<Name>),
+    /// A wildcard matches it, but it is longer or deeper than names are.
+    Outsized,
 }
 
 /// A name that was not allowed.
@@ -62,7 +64,7 @@ pub enum DnsEvent {
     Denied(Denial),
     /// Observed: the name was resolved although the policy would deny it.
     WouldDeny(Denial),
-    /// The addresses are in the map and go out in the answer.
+    /// The addresses are in the map and go out in the answer. Not told again while the name's permits live.
     Permitted {
         /// The name asked for, not the end of its CNAME chain.
         name: Name,
@@ -82,7 +84,8 @@ pub enum DnsEvent {
         /// What upstream answered.
         address: IpAddr,
     },
-    /// No upstream gave a usable answer, and the client got SERVFAIL (or, for AAAA beside a live A, no data).
+    /// No upstream gave a usable answer, and the client got an old answer, SERVFAIL, or, for AAAA beside a live A,
+    /// no data.
     UpstreamFailed {
         /// The name asked for.
         name: Name,
@@ -99,6 +102,14 @@ pub enum DnsEvent {
         name: Name,
         /// Why.
         error: super::PermitError,
+    },
+    /// New names below a wildcard beyond what leaves in a minute, since the last event of this kind; at most one such event
+    /// a second for each wildcard. A sign of a tunnel: the names themselves carry data out.
+    Tunnel {
+        /// What the wildcard stands below.
+        base: Name,
+        /// Answered SERVFAIL.
+        refused: u64,
     },
     /// Queries beyond the budget since the last event of this kind; at most one such event a second.
     Budget {

@@ -4,6 +4,7 @@ use super::{
     event::Reason,
     permits::{NameVerdict, Names},
     special::{self, Special},
+    tunnel,
     wire::{Question, rtype},
 };
 use std::net::IpAddr;
@@ -13,6 +14,14 @@ use std::net::IpAddr;
 pub(super) struct Refusal {
     pub(super) rule: Option<usize>,
     pub(super) reason: Reason,
+}
+
+/// By what a name goes upstream.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Pass {
+    pub(super) rules: Vec<usize>,
+    /// Labels below the wildcard that alone matches: the asker's own choice.
+    pub(super) free_labels: Option<usize>,
 }
 
 /// What to do with a well-formed question.
@@ -26,9 +35,9 @@ pub(super) enum Decision {
     NoData,
     /// Tell the client that the name is not allowed: no data where a rule names something below it, no name otherwise.
     Deny(Refusal),
-    /// Ask upstream, permit the addresses that it says by these rules, answer. Only while observing there is a refusal
+    /// Ask upstream, permit the addresses that it says by the rules that pass it, answer. Only while observing there is a refusal
     /// that would have come instead, no rule, or a type other than A and AAAA.
-    Forward { rules: Vec<usize>, refusal: Option<Refusal> },
+    Forward { pass: Pass, refusal: Option<Refusal> },
 }
 
 /// Judges a question of class IN whose type is not a zone transfer.
@@ -47,19 +56,24 @@ pub(super) fn decide(question: &Question, names: &dyn Names, observe: bool) -> D
         None => {}
     }
     let refuse = |rule, reason| Some(Refusal { rule, reason });
-    let (rules, refusal) = match names.verdict(&labels) {
-        NameVerdict::Allow { rules } => (rules, None),
-        NameVerdict::Deny { rule } => (Vec::new(), refuse(Some(rule), Reason::DenyRule)),
-        NameVerdict::Ancestor => (Vec::new(), refuse(None, Reason::Ancestor)),
-        NameVerdict::Unlisted if special::is_local(&labels) => (Vec::new(), refuse(None, Reason::Local)),
-        NameVerdict::Unlisted => (Vec::new(), refuse(None, Reason::Unlisted)),
+    let mut pass = Pass::default();
+    let refusal = match names.verdict(&labels) {
+        NameVerdict::Allow { rules, free_labels } => {
+            let outsized = free_labels.is_some_and(|free| tunnel::is_outsized(&labels, free));
+            pass = Pass { rules, free_labels };
+            refuse(None, Reason::Outsized).filter(|_| outsized)
+        }
+        NameVerdict::Deny { rule } => refuse(Some(rule), Reason::DenyRule),
+        NameVerdict::Ancestor => refuse(None, Reason::Ancestor),
+        NameVerdict::Unlisted if special::is_local(&labels) => refuse(None, Reason::Local),
+        NameVerdict::Unlisted => refuse(None, Reason::Unlisted),
     };
     let forward = is_address(qtype) || observe && !matches!(qtype, rtype::SVCB | rtype::HTTPS);
     match refusal {
         Some(refusal) if !observe || special::never_forwarded(&labels) => Decision::Deny(refusal),
         // HTTPS and SVCB have no data: their hints would be addresses without a permit, and ECH would hide the name.
         _ if !forward => Decision::NoData,
-        refusal => Decision::Forward { rules, refusal },
+        refusal => Decision::Forward { pass, refusal },
     }
 }
 

@@ -4,19 +4,28 @@
 //! writes the addresses into the kernel's map ([`Permits`]) third, and answers last. So no client ever knows an address
 //! that the kernel does not yet admit, and nothing that the client wrote reaches upstream but an allowed name and A or AAAA.
 //!
-//! A message runs through: `serve`/`stream` (sockets) -> `wire` (form) -> `gate` (policy) -> `resolve`: `upstream` ->
-//! `exchange` -> `answer` (chain to addresses) -> `rebinding` (filter) -> permits -> `reply` (octets).
+//! A message runs through: `serve`/`stream` (sockets) -> `wire` (form) -> `gate` (policy) -> `cache`, or else `tunnel`
+//! (budget) -> `resolve`: `flights` -> `upstream` -> `exchange` -> `answer` (chain to addresses) -> cache. What is known goes
+//! through `publish`: `rebinding` (filter) -> permits -> `reply` (octets).
 
+mod ahead;
 mod answer;
 mod budget;
+mod cache;
+mod clock;
 mod config;
 mod counters;
+mod derived;
 mod event;
 mod exchange;
+mod flights;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gate;
 mod lifetime;
 mod name;
 mod permits;
+mod publish;
 mod rebinding;
 mod relay;
 mod reply;
@@ -27,11 +36,12 @@ mod serve;
 mod server;
 mod special;
 mod stream;
+mod tunnel;
 mod twins;
 mod upstream;
 mod wire;
 
-pub use config::{Config, DnsError, Listeners, Problem};
+pub use config::{Config, DnsError, Listeners, NotResolved, Problem, Unresolved};
 pub use counters::Counts;
 pub use event::{Client, Clients, Denial, DnsEvent, DnsEvents, Reason};
 pub use exchange::UpstreamError;

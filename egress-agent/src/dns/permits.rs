@@ -35,8 +35,8 @@ pub enum PermitError {
 
 /// The kernel's permits of one sandbox.
 pub trait Permits: Send + Sync {
-    /// Opens the addresses for the ports of `rules`, for `life` from now. All of them or none: an error means that the
-    /// caller releases no address.
+    /// Opens the addresses for the ports of `rules`, for `life` from now; true where the name did not open one of them
+    /// already. All of them or none: an error means that the caller releases no address.
     ///
     /// Called with the server's policy lock held, so it must neither block for long nor call the server.
     fn permit(
@@ -46,7 +46,7 @@ pub trait Permits: Send + Sync {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<(), PermitError>;
+    ) -> Result<bool, PermitError>;
 
     /// The names, as [`Name`] prints them, whose live permits hold the address. Answers PTR queries.
     fn names_of(&self, address: IpAddr) -> Vec<String>;

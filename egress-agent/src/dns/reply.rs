@@ -1,7 +1,7 @@
 //! Answers to clients, written octet by octet.
 //!
 //! Every answer repeats the client's question as it was written (Go ignores an answer without it), and every owner is a
-//! pointer to that question: chains of CNAMEs are flattened before they get here. A truncated answer carries as many whole
+//! pointer to that question, or into the chain of CNAMEs where that is kept. A truncated answer carries as many whole
 //! records as fit, because musl before 1.2.4 has no TCP to fall back to.
 
 use super::{
@@ -18,6 +18,7 @@ impl Ede {
     pub(super) const NOT_ALLOWED: Self = Self(15, "not in allowlist");
     pub(super) const REBINDING: Self = Self(15, "rebinding");
     pub(super) const RATE: Self = Self(0, "rate");
+    pub(super) const TUNNEL: Self = Self(0, "too many new names");
     pub(super) const BUSY: Self = Self(0, "too many queries in flight");
     pub(super) const PERMIT: Self = Self(0, "address could not be permitted");
     pub(super) const CHAIN: Self = Self(0, "CNAME chain too long");
@@ -31,8 +32,16 @@ impl Ede {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Records<'a> {
     None,
-    Addresses { addresses: &'a [IpAddr], ttl: u32 },
-    Pointers { names: &'a [Name], ttl: u32 },
+    /// Of the question's name, or of the last target where there is a chain of CNAMEs to it.
+    Addresses {
+        chain: &'a [Name],
+        addresses: &'a [IpAddr],
+        ttl: u32,
+    },
+    Pointers {
+        names: &'a [Name],
+        ttl: u32,
+    },
 }
 
 /// What an answer says. Shared by every place that answers.
@@ -69,11 +78,13 @@ impl Content<'_> {
 
 const QUESTION_POINTER: u16 = 0xc000 | HEADER as u16;
 const CLASS_IN: u16 = 1;
+/// Octets of an AAAA record whose owner is a pointer.
+const LONGEST_ADDRESS: usize = 28;
 /// Octets of an OPT record without options.
 const OPT_FIXED: usize = 11;
 const OPTION_EDE: u16 = 15;
 
-/// Writes the answer into `out`, at most `limit` octets, and returns how many records of the answer section are in it.
+/// Writes the answer into `out`, at most `limit` octets, and returns how many of the addresses or pointers are in it.
 pub(super) fn write(query: &Query, content: &Content<'_>, limit: usize, out: &mut Vec<u8>) -> usize {
     out.clear();
     out.extend([0; HEADER]);
@@ -81,10 +92,14 @@ pub(super) fn write(query: &Query, content: &Content<'_>, limit: usize, out: &mu
     let opt = query.opt.map_or(0, |_| OPT_FIXED + content.ede.map_or(0, |Ede(_, text)| 6 + text.len()));
     let room = limit.saturating_sub(opt);
 
+    let mut links = 0;
     let (wanted, written) = match content.records {
         Records::None => (0, 0),
-        Records::Addresses { addresses, ttl } => {
-            (addresses.len(), fill(out, room, addresses, |out, address| put_address(out, *address, ttl)))
+        Records::Addresses { chain, addresses, ttl } => {
+            let owner = put_chain(out, room, chain, ttl);
+            links = owner.map_or(0, |_| chain.len());
+            let owner = owner.unwrap_or(QUESTION_POINTER);
+            (addresses.len(), fill(out, room, addresses, |out, address| put_address(out, owner, *address, ttl)))
         }
         Records::Pointers { names, ttl } => {
             (names.len(), fill(out, room, names, |out, name| put_pointer(out, name, ttl)))
@@ -101,7 +116,7 @@ pub(super) fn write(query: &Query, content: &Content<'_>, limit: usize, out: &mu
         0x80 | query.opcode << 3 | u8::from(truncated) << 1 | u8::from(query.recursion_desired),
         0x80 | u8::from(query.checking_disabled) << 4 | (content.rcode as u16 & 0x0f) as u8,
     ];
-    let counts = [questions, written as u16, soa as u16, u16::from(query.opt.is_some())];
+    let counts = [questions, (links + written) as u16, soa as u16, u16::from(query.opt.is_some())];
     out[..2].copy_from_slice(&query.id.to_be_bytes());
     out[2..4].copy_from_slice(&flags);
     for (field, count) in out[4..HEADER].as_chunks_mut().0.iter_mut().zip(counts) {
@@ -137,8 +152,27 @@ fn put_fixed(out: &mut Vec<u8>, rtype: u16, ttl: u32, length: usize) {
     put_u16(out, length as u16);
 }
 
-fn put_address(out: &mut Vec<u8>, address: IpAddr, ttl: u32) {
-    put_u16(out, QUESTION_POINTER);
+/// The links from the question's name to the last target, whose pointer is returned. Where they leave no room for an
+/// address there are none: the address at the question's name is worth more.
+fn put_chain(out: &mut Vec<u8>, room: usize, chain: &[Name], ttl: u32) -> Option<u16> {
+    let start = out.len();
+    let mut owner = QUESTION_POINTER;
+    for target in chain {
+        put_u16(out, owner);
+        put_fixed(out, rtype::CNAME, ttl, target.as_wire().len());
+        // Twelve links of 255 octets stay below the 16 KiB that a pointer reaches.
+        owner = 0xc000 | out.len() as u16;
+        out.extend(target.as_wire());
+    }
+    if out.len() + LONGEST_ADDRESS > room {
+        out.truncate(start);
+        return None;
+    }
+    Some(owner)
+}
+
+fn put_address(out: &mut Vec<u8>, owner: u16, address: IpAddr, ttl: u32) {
+    put_u16(out, owner);
     match address {
         IpAddr::V4(v4) => {
             put_fixed(out, rtype::A, ttl, 4);

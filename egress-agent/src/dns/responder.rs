@@ -1,16 +1,22 @@
 //! One sandbox's answers: what can be said at once is said in the receive loop, the rest becomes a [`Miss`].
 
 use super::{
+    ahead,
     budget::{Budget, Verdict},
+    cache::{Cache, Key},
+    clock::Clock,
     config::Config,
     counters::Counters,
+    derived::Derived,
     event::{Clients, Denial, DnsEvent, DnsEvents, Reason},
-    gate::{self, Decision, Refusal},
+    flights::Flights,
+    gate::{self, Decision, Pass, Refusal},
     name::Name,
     permits::Permits,
     rebinding::Protected,
     reply::{self, Content, Ede, Records},
     special,
+    tunnel::{Kept, Tunnels},
     twins::Twins,
     upstream::{Schedule, Upstreams},
     wire::{self, Query, Rcode, Silence, rtype},
@@ -18,7 +24,6 @@ use super::{
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
 };
 use tokio::sync::{Notify, Semaphore};
 
@@ -71,12 +76,18 @@ impl State {
     }
 }
 
-/// A question that upstream has to answer.
+/// A question for a name that goes upstream, unless its answer is known.
 pub(super) struct Miss {
     pub(super) query: Query,
     pub(super) peer: Peer,
     pub(super) state: Arc<State>,
     pub(super) rules: Vec<usize>,
+}
+
+impl Miss {
+    pub(super) fn key(&self) -> Key {
+        Key { name: self.query.question.name(), qtype: self.query.question.qtype() }
+    }
 }
 
 /// What became of a message.
@@ -93,12 +104,19 @@ pub(super) enum Step {
 pub(super) struct Responder {
     state: Mutex<Arc<State>>,
     budget: Mutex<Budget>,
+    cache: Mutex<Cache>,
+    tunnels: Mutex<Tunnels>,
+    derived: Mutex<Derived>,
+    pub(super) clock: Clock,
+    pub(super) flights: Flights,
     pub(super) permits: Arc<dyn Permits>,
     clients: Arc<dyn Clients>,
     pub(super) events: Arc<dyn DnsEvents>,
     pub(super) counters: Counters,
     pub(super) in_flight: Semaphore,
     pub(super) queue: Semaphore,
+    /// Places for names that are renewed before they grow old.
+    pub(super) renewals: Arc<Semaphore>,
     pub(super) twins: Twins,
     /// Told when a task panicked.
     pub(super) defect: Notify,
@@ -111,8 +129,14 @@ impl Responder {
         clients: Arc<dyn Clients>,
         events: Arc<dyn DnsEvents>,
     ) -> Self {
+        let clock = Clock::new();
         Self {
-            budget: Mutex::new(Budget::new(state.config.queries_per_second, Instant::now())),
+            budget: Mutex::new(Budget::new(state.config.queries_per_second, clock.now())),
+            cache: Mutex::new(Cache::new()),
+            tunnels: Mutex::default(),
+            derived: Mutex::new(Derived::new()),
+            clock,
+            flights: Flights::default(),
             state: Mutex::new(state),
             permits,
             clients,
@@ -120,6 +144,7 @@ impl Responder {
             counters: Counters::default(),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             queue: Semaphore::new(MAX_QUEUED),
+            renewals: Arc::new(Semaphore::new(ahead::RENEWALS)),
             twins: Twins::default(),
             defect: Notify::new(),
         }
@@ -135,14 +160,32 @@ impl Responder {
         Arc::clone(&self.lock())
     }
 
-    /// Puts another policy in force.
+    pub(super) fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn derived(&self) -> MutexGuard<'_, Derived> {
+        self.derived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts another policy in force. What the same servers said is still true.
     pub(super) fn replace(&self, state: Arc<State>) {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner).set_rate(state.config.queries_per_second);
-        *self.lock() = state;
+        self.budget().set_rate(state.config.queries_per_second);
+        let servers = Arc::clone(&state.upstreams);
+        let previous = std::mem::replace(&mut *self.lock(), state);
+        self.derived().clear();
+        if !Arc::ptr_eq(&previous.upstreams, &servers) {
+            self.flights.clear();
+            self.cache().clear();
+        }
     }
 
     /// Takes a client's message; an answer goes into `out`.
-    pub(super) fn receive(&self, message: &[u8], peer: Peer, out: &mut Vec<u8>) -> Step {
+    pub(super) fn receive(self: &Arc<Self>, message: &[u8], peer: Peer, out: &mut Vec<u8>) -> Step {
         self.counters.received.add(1);
         let verdict = self.spend();
         if verdict == Verdict::Drop {
@@ -170,19 +213,28 @@ impl Responder {
             }
             None => {
                 let state = self.current();
-                return match self.judge(&query, peer, &state, out) {
-                    Some(rules) => Step::Ask(Box::new(Miss { query, peer, state, rules })),
-                    None => Step::Answered,
+                let Some(Pass { rules, free_labels }) = self.judge(&query, peer, &state, out) else {
+                    return Step::Answered;
                 };
+                let miss = Miss { query, peer, state, rules };
+                if self.answer_known(&miss, out) || free_labels.is_some_and(|free| self.keep_back(&miss, free, out)) {
+                    return Step::Answered;
+                }
+                return Step::Ask(Box::new(miss));
             }
         };
         reply::write(&query, &content, peer.limit(&query), out);
         Step::Answered
     }
 
+    /// Counts an answer against the budget.
+    pub(super) fn sent(&self, octets: usize) {
+        self.budget().answered(self.clock.now(), octets);
+    }
+
     fn spend(&self) -> Verdict {
-        let now = Instant::now();
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        let mut budget = self.budget();
         let verdict = budget.take(now);
         let report = budget.report(now);
         drop(budget);
@@ -192,18 +244,49 @@ impl Responder {
         verdict
     }
 
-    /// The rules by which a question goes upstream; otherwise its answer is in `out`.
-    pub(super) fn judge(&self, query: &Query, peer: Peer, state: &State, out: &mut Vec<u8>) -> Option<Vec<usize>> {
+    /// Refuses a name below a wildcard that is one too many; the answer is in `out` then.
+    fn keep_back(&self, miss: &Miss, free_labels: usize, out: &mut Vec<u8>) -> bool {
+        let Key { name, .. } = miss.key();
+        let known = {
+            let cache = self.cache();
+            [rtype::A, rtype::AAAA].into_iter().any(|qtype| cache.holds(&Key { name: name.clone(), qtype }))
+        };
+        if known || miss.state.config.observe {
+            return false;
+        }
+        let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        let (passes, report) = tunnels.take(&name, free_labels, self.clock.now());
+        drop(tunnels);
+        if let Some(Kept { base, refused }) = report {
+            self.events.dns_event(DnsEvent::Tunnel { base, refused });
+        }
+        if !passes {
+            self.counters.tunnels.add(1);
+            reply::write(&miss.query, &Content::fail(Ede::TUNNEL), miss.peer.limit(&miss.query), out);
+        }
+        !passes
+    }
+
+    /// By what a question goes upstream; otherwise its answer is in `out`.
+    pub(super) fn judge(&self, query: &Query, peer: Peer, state: &State, out: &mut Vec<u8>) -> Option<Pass> {
         let decision = gate::decide(&query.question, &*state.config.names, state.config.observe);
         let qtype = query.question.qtype();
+        if let Decision::Deny(Refusal { rule: None, reason: Reason::Unlisted | Reason::Ancestor | Reason::Local }) =
+            &decision
+            && state.config.keep_chains
+            && gate::is_address(qtype)
+            && let Some(rules) = self.derived().rules(&query.question.name(), self.clock.now())
+        {
+            return Some(Pass { rules, free_labels: None });
+        }
         let pointers;
         let loopback;
         let content = match decision {
-            Decision::Forward { rules, refusal } => {
+            Decision::Forward { pass, refusal } => {
                 if let Some(refusal) = refusal {
                     self.events.dns_event(DnsEvent::WouldDeny(self.denial(query, peer, refusal)));
                 }
-                return Some(rules);
+                return Some(pass);
             }
             Decision::Deny(refusal) => self.deny(query, peer, refusal),
             Decision::NoData => Content::nodata(POLICY_TTL, None),
@@ -213,7 +296,7 @@ impl Responder {
                     _ => [IpAddr::V6(Ipv6Addr::LOCALHOST)],
                 };
                 if gate::is_address(qtype) {
-                    found(Records::Addresses { addresses: &loopback, ttl: LOOPBACK_TTL })
+                    found(Records::Addresses { chain: &[], addresses: &loopback, ttl: LOOPBACK_TTL })
                 } else {
                     Content::nodata(POLICY_TTL, None)
                 }

@@ -50,6 +50,7 @@ pub(super) async fn datagrams(responder: Arc<Responder>, socket: UdpSocket, list
 }
 
 async fn send(responder: &Responder, socket: &UdpSocket, out: &[u8], to: SocketAddr) {
+    responder.sent(out.len());
     if socket.send_to(out, to).await.is_err() {
         responder.counters.unsent.add(1);
     }

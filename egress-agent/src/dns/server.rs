@@ -1,24 +1,27 @@
 //! The server's thread, and the handle that the sandbox holds.
 
 use super::{
+    ahead::ALL_ATTEMPTS,
     config::{Config, DnsError, Listeners},
     counters::Counts,
     event::{Clients, DnsEvents},
+    name::Name,
     permits::Permits,
     responder::{Responder, State},
-    serve, stream,
+    serve::{self, Alarm},
+    stream,
     upstream::Schedule,
 };
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
-    runtime::{Builder, Runtime},
+    runtime::{Builder, Handle, Runtime},
     sync::Notify,
     task::JoinSet,
 };
@@ -29,7 +32,8 @@ const THREAD: &str = "egressd-dns";
 /// The name service of one sandbox, on a thread of its own. Dropping it stops the thread; the listeners' other descriptors
 /// stay open.
 pub struct Server {
-    responder: Arc<Responder>,
+    pub(super) responder: Arc<Responder>,
+    runtime: Handle,
     listeners: Listeners,
     schedule: Schedule,
     stop: Arc<Notify>,
@@ -90,6 +94,7 @@ impl Server {
             Builder::new_current_thread().enable_all().build().map_err(|source| DnsError::Start { source })?;
         let sockets = Sockets::register(&listeners, &runtime).map_err(|source| DnsError::Listener { source })?;
         let responder = Arc::new(Responder::new(State::new(config, schedule, None), permits, clients, events));
+        let handle = runtime.handle().clone();
         let stop = Arc::new(Notify::new());
         let failure = Arc::new(Failure::default());
         let thread = {
@@ -102,7 +107,7 @@ impl Server {
             };
             thread::Builder::new().name(THREAD.into()).spawn(body).map_err(|source| DnsError::Start { source })?
         };
-        Ok(Self { responder, listeners, schedule, stop, failure, thread: Some(thread) })
+        Ok(Self { responder, runtime: handle, listeners, schedule, stop, failure, thread: Some(thread) })
     }
 
     /// Puts another policy in force. When it returns, no permit is written any more for a question that was judged by the
@@ -112,6 +117,32 @@ impl Server {
         let previous = self.responder.current();
         self.responder.replace(State::new(config, self.schedule, Some(&previous)));
         Ok(())
+    }
+
+    /// Resolves names that the policy spells out into the cache; nothing is permitted before the sandbox asks. Waits for
+    /// all of them, at most 10 s.
+    ///
+    /// # Errors
+    /// [`DnsError::Unresolved`] with every name that has no address.
+    pub fn require(&self, names: Vec<Name>) -> Result<(), DnsError> {
+        let (done, wait) = mpsc::sync_channel(1);
+        let alarm = Alarm(Arc::clone(&self.responder));
+        self.runtime.spawn(async move {
+            // Nobody waits any more where this fails.
+            drop(done.send(Arc::clone(&alarm.0).resolve_ahead(names).await));
+        });
+        let names = wait.recv_timeout(2 * ALL_ATTEMPTS).map_err(|_| DnsError::Panicked)?;
+        if names.is_empty() { Ok(()) } else { Err(DnsError::Unresolved { names }) }
+    }
+
+    /// As [`Server::require`], in the background and with a warning in the log for the names that have no address.
+    pub fn warm(&self, names: Vec<Name>) {
+        let alarm = Alarm(Arc::clone(&self.responder));
+        self.runtime.spawn(async move {
+            for unresolved in Arc::clone(&alarm.0).resolve_ahead(names).await {
+                tracing::warn!("the policy's name {unresolved} does not resolve yet");
+            }
+        });
     }
 
     /// The listeners under new descriptors, for whoever keeps them over a restart.

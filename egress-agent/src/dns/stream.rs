@@ -144,6 +144,7 @@ impl<'a> Connection<'a> {
     }
 
     async fn send(&mut self, answer: &[u8]) -> io::Result<()> {
+        self.responder.sent(answer.len());
         let mut frame = Vec::with_capacity(2 + answer.len());
         frame.extend((answer.len() as u16).to_be_bytes());
         frame.extend(answer);

@@ -49,6 +49,15 @@ impl Twins {
         Pending { twins: self, name, counted, live_until: None }
     }
 
+    /// An A permit of the name lives until then.
+    pub(super) fn permitted(&self, name: &Name, until: Instant) {
+        let mut names = self.names();
+        if names.len() < MAX_NAMES || names.contains_key(name) {
+            let twin = names.entry(name.clone()).or_default();
+            twin.live_until = twin.live_until.max(Some(until));
+        }
+    }
+
     /// Waits for the A questions in flight; true where an A permit is live then.
     pub(super) async fn is_live(&self, name: &Name) -> bool {
         loop {

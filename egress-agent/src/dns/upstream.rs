@@ -8,11 +8,14 @@ use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::Pin,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
 };
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+/// How often a server that was found slow or failing is tried again.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// When a question is sent again, counted from its first packet. Every packet has its own socket and id.
 #[derive(Clone, Copy, Debug)]
@@ -32,20 +35,50 @@ impl Default for Schedule {
     }
 }
 
-/// The configured upstreams in order of preference.
+/// The configured upstreams in order of preference. Who failed while another answered is asked last, so a dead first server
+/// costs its delay once, not at every query; from time to time it gets a question beside the one that counts, and who
+/// answers that in time is back in its place.
 #[derive(Debug)]
 pub(super) struct Upstreams {
-    servers: Vec<Upstream>,
-    /// The last that answered: a dead first server costs its delay once, not at every query.
-    preferred: AtomicUsize,
+    servers: Vec<Arc<Server>>,
     schedule: Schedule,
+}
+
+#[derive(Debug)]
+struct Server {
+    upstream: Upstream,
+    /// When to try it again, where it was found failing.
+    probe_at: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    fn is_failing(&self) -> bool {
+        self.probe_at.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn set_failing(&self, failing: bool) {
+        let probe_at = failing.then(|| Instant::now() + PROBE);
+        *self.probe_at.lock().unwrap_or_else(PoisonError::into_inner) = probe_at;
+    }
+
+    /// True once, when it is time for a probe.
+    fn takes_probe(&self) -> bool {
+        let mut probe_at = self.probe_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = probe_at.is_some_and(|at| now >= at);
+        if due {
+            *probe_at = Some(now + PROBE);
+        }
+        due
+    }
 }
 
 type Attempt<'a> = Pin<Box<dyn Future<Output = (usize, Result<Vec<u8>, UpstreamError>)> + Send + 'a>>;
 
 impl Upstreams {
     pub(super) fn new(servers: &[SocketAddr], schedule: Schedule) -> Self {
-        Self { servers: servers.iter().copied().map(Upstream::new).collect(), preferred: AtomicUsize::new(0), schedule }
+        let server = |&address| Server { upstream: Upstream::new(address), probe_at: Mutex::new(None) };
+        Self { servers: servers.iter().map(server).map(Arc::new).collect(), schedule }
     }
 
     /// When a query that starts now has to be answered.
@@ -65,8 +98,13 @@ impl Upstreams {
 
     async fn race(&self, name: &Name, qtype: u16) -> Result<(Vec<u8>, SocketAddr), UpstreamError> {
         let count = self.servers.len();
-        let preferred = self.preferred.load(Ordering::Relaxed);
-        let mut round = Round { order: (0..count).map(|index| (preferred + index) % count).collect(), next: 0 };
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by_key(|&index| self.servers[index].is_failing());
+        for server in self.servers.iter().filter(|server| server.takes_probe()) {
+            self.probe(Arc::clone(server), name.clone(), qtype);
+        }
+        let mut round = Round { order, next: 0 };
+        let mut asked: Vec<usize> = Vec::new();
         let start = Instant::now();
         let mut schedule = [self.schedule.race, self.schedule.resend[0], self.schedule.resend[1]]
             .into_iter()
@@ -74,19 +112,24 @@ impl Upstreams {
             .map(|delay| start + delay)
             .peekable();
         let attempt = |index: usize| -> Attempt<'_> {
-            let server = &self.servers[index];
+            let server = &self.servers[index].upstream;
             Box::pin(async move { (index, server.ask(name, qtype).await) })
         };
 
-        let mut running: Vec<Attempt<'_>> = round.turn().map(attempt).into_iter().collect();
+        let mut turn = |round: &mut Round| -> Option<Attempt<'_>> {
+            let index = round.turn()?;
+            asked.push(index);
+            Some(attempt(index))
+        };
+        let mut running: Vec<Attempt<'_>> = turn(&mut round).into_iter().collect();
         let mut failure = UpstreamError::Timeout;
         while !running.is_empty() {
             let again = schedule.peek().copied();
             tokio::select! {
                 (index, result) = first_of(&mut running) => match result {
                     Ok(reply) => {
-                        self.preferred.store(index, Ordering::Relaxed);
-                        return Ok((reply, self.servers[index].address));
+                        self.note(&asked, index);
+                        return Ok((reply, self.servers[index].upstream.address));
                     }
                     Err(error) => {
                         failure = error;
@@ -95,17 +138,34 @@ impl Upstreams {
                             return Err(failure);
                         }
                         if running.len() < round.order.len() {
-                            running.extend(round.turn().map(attempt));
+                            running.extend(turn(&mut round));
                         }
                     }
                 },
                 () = sleep_until(again.unwrap_or(start)), if again.is_some() => {
                     schedule.next();
-                    running.extend(round.turn().map(attempt));
+                    running.extend(turn(&mut round));
                 }
             }
         }
         Err(failure)
+    }
+
+    /// Who was asked before the one that answered, and did not, is failing.
+    fn note(&self, asked: &[usize], answered: usize) {
+        for &index in asked.iter().take_while(|&&index| index != answered) {
+            self.servers[index].set_failing(true);
+        }
+        self.servers[answered].set_failing(false);
+    }
+
+    fn probe(&self, server: Arc<Server>, name: Name, qtype: u16) {
+        let patience = self.schedule.race;
+        tokio::spawn(async move {
+            if timeout(patience, server.upstream.ask(&name, qtype)).await.is_ok_and(|answer| answer.is_ok()) {
+                server.set_failing(false);
+            }
+        });
     }
 }
 

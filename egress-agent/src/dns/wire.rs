@@ -15,6 +15,7 @@ const UDP_FLOOR: u16 = 512;
 /// Query and record types by number (IANA, DNS Parameters).
 pub(super) mod rtype {
     pub(in super::super) const A: u16 = 1;
+    pub(in super::super) const CNAME: u16 = 5;
     pub(in super::super) const SOA: u16 = 6;
     pub(in super::super) const PTR: u16 = 12;
     pub(in super::super) const AAAA: u16 = 28;

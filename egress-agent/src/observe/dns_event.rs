@@ -21,6 +21,10 @@ pub mod word {
     pub const LOCAL_NAME: &str = "local_name";
     /// A name that leads clients past this resolver.
     pub const CANARY: &str = "canary";
+    /// Longer or deeper than names below a wildcard are.
+    pub const OUTSIZED_NAME: &str = "outsized_name";
+    /// More new names below a wildcard than may leave in a minute: perhaps a tunnel.
+    pub const NAME_BUDGET: &str = "name_budget";
     /// An address that no name may open was taken out of an answer.
     pub const FILTERED: &str = "filtered";
     /// More questions than the budget has.
@@ -80,6 +84,12 @@ impl Event {
             DnsEvent::PermitFailed { name, error } => {
                 vec![Self { reason: Some(permit_word(*error).into()), ..named(Kind::Dns, name) }]
             }
+            DnsEvent::Tunnel { base, refused } => vec![Self {
+                verdict: Some(Verdict::Deny),
+                reason: Some(word::NAME_BUDGET.into()),
+                count: Some(*refused),
+                ..named(Kind::Budget, base)
+            }],
             DnsEvent::Budget { refused, dropped } => vec![Self {
                 verdict: Some(Verdict::Deny),
                 reason: Some(word::QUERY_BUDGET.into()),
@@ -121,6 +131,7 @@ const fn denial_word(reason: &Reason) -> &'static str {
         Reason::Local => word::LOCAL_NAME,
         Reason::Canary => word::CANARY,
         Reason::Hop(_) => word::DENIED_TARGET,
+        Reason::Outsized => word::OUTSIZED_NAME,
     }
 }
 

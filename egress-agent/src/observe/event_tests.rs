@@ -107,7 +107,7 @@ fn an_event_survives_its_own_json() {
 }
 
 #[test]
-fn what_the_sandbox_named_is_escaped() {
+fn f14_what_the_sandbox_named_is_escaped() {
     let record = Record { comm: *b"\x1b[31m::error::\0\0", ..record() };
     let [event] = &events(&record)[..] else { panic!("one event") };
     assert_eq!(event.comm.as_deref(), Some("\u{1b}[31m::error::"));

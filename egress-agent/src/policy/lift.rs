@@ -1,7 +1,7 @@
 //! A file's tree -> [`Part`]: which keys there are, and what each takes.
 
 use super::{
-    Answers, Established, Icmp, Local, Mode, PreResolve,
+    Answers, Cnames, Established, Icmp, Local, Mode, PreResolve,
     destination::{Destination, Host},
     document::{Entry, Node, Text, Value},
     error::{PolicyError, Position},
@@ -12,7 +12,8 @@ use std::time::Duration;
 const TOP: &[&str] = &["version", "name", "mode", "allow", "deny", "dns", "bandwidth", "reload"];
 const ALLOW: &[&str] = &["loopback", "self", "proxy", "gateway", "names", "addresses", "inbound", "icmp", "unix"];
 const DENY: &[&str] = &["names", "addresses"];
-const DNS: &[&str] = &["servers", "answers", "permit_min", "permit_max", "grace", "pre_resolve", "queries_per_second"];
+const DNS: &[&str] =
+    &["servers", "answers", "permit_min", "permit_max", "grace", "pre_resolve", "cname", "queries_per_second"];
 const BANDWIDTH: &[&str] = &["egress", "ingress", "egress_burst", "budget"];
 const RELOAD: &[&str] = &["established"];
 
@@ -62,6 +63,7 @@ const MODES: Choices<Mode> = ("\"enforce\" or \"observe\"", &[("enforce", Mode::
 const ESTABLISHED: Choices<Established> =
     ("\"cut\" or \"keep\"", &[("cut", Established::Cut), ("keep", Established::Keep)]);
 const ICMP: Choices<Icmp> = ("\"none\" or \"echo\"", &[("none", Icmp::None), ("echo", Icmp::Echo)]);
+const CNAMES: Choices<Cnames> = ("\"flatten\" or \"keep\"", &[("flatten", Cnames::Flatten), ("keep", Cnames::Keep)]);
 const PRE_RESOLVE: Choices<PreResolve> = (
     "\"warn\", \"require\" or \"off\"",
     &[("warn", PreResolve::Warn), ("require", PreResolve::Require), ("off", PreResolve::Off)],
@@ -70,9 +72,6 @@ const PRE_RESOLVE: Choices<PreResolve> = (
 /// Shortest in seconds, and the range in words.
 const PERMIT: (u64, &str) = (1, "\"1s\" to \"24h\"");
 const GRACE: (u64, &str) = (0, "\"0s\" to \"1h\"");
-
-/// What to write while `dns.pre_resolve` has nothing behind it.
-pub(super) const PRE_RESOLVE_FIX: &str = "leave it out or write \"off\"";
 
 struct Read<'a> {
     text: &'a Text<'a>,
@@ -168,7 +167,7 @@ impl Read<'_> {
     }
 
     fn dns(&self, part: &mut Part, node: Node) -> Result<(), PolicyError> {
-        for Entry { at, key, node } in self.table("dns", DNS, node)? {
+        for Entry { key, node, .. } in self.table("dns", DNS, node)? {
             match key.as_str() {
                 "servers" => {
                     for (text, at) in self.strings("dns.servers", node)? {
@@ -184,13 +183,8 @@ impl Read<'_> {
                 }
                 "grace" => part.grace = Some(self.duration("dns.grace", &node, GRACE, HOUR)?),
                 "queries_per_second" => part.queries_per_second = Some(self.rate(&node)?),
-                _ => {
-                    let choice = self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?;
-                    if choice.value != PreResolve::Off {
-                        return Err(self.unsupported(at, "dns.pre_resolve".into(), &node, PRE_RESOLVE_FIX));
-                    }
-                    part.pre_resolve = Some(choice);
-                }
+                "cname" => part.cname = Some(self.choice("dns.cname", &node, CNAMES)?),
+                _ => part.pre_resolve = Some(self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?),
             }
         }
         Ok(())

@@ -17,6 +17,9 @@ pub enum NameVerdict {
     Allow {
         /// All that match.
         rules: Vec<usize>,
+        /// Labels that are the asker's own choice: those below the longest wildcard that matches. `None` where a rule names
+        /// the name itself.
+        free_labels: Option<usize>,
     },
     /// Nothing names it, but an allow names something below it: such a name exists for DNS (the root included).
     Ancestor,
@@ -102,21 +105,26 @@ impl NameTable {
             allows.extend_from_slice(&rules.allow);
             deny = rules.deny.or(deny);
         };
+        let mut free_labels = None;
         let mut at = self.nodes.get(ROOT);
-        for label in labels.iter().rev() {
+        for (depth, label) in labels.iter().rev().enumerate() {
             let Some(node) = at else { break };
             take(&node.below);
+            if !node.below.allow.is_empty() {
+                free_labels = Some(labels.len() - depth);
+            }
             at = self.child(node, label);
         }
         if let Some(node) = at {
             take(&node.here);
+            free_labels = free_labels.filter(|_| node.here.allow.is_empty());
         }
         if let Some(rule) = deny {
             return NameVerdict::Deny { rule };
         }
         if !allows.is_empty() {
             allows.sort_unstable();
-            return NameVerdict::Allow { rules: allows };
+            return NameVerdict::Allow { rules: allows, free_labels };
         }
         if at.is_some_and(|node| node.leads_to_allow) { NameVerdict::Ancestor } else { NameVerdict::Unlisted }
     }

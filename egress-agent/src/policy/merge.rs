@@ -1,11 +1,10 @@
 //! Parts -> [`Policy`]: allows and denies add up, single values must agree, defaults fill the rest.
 
 use super::{
-    Allow, Answers, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, PreResolve, Source,
+    Allow, Answers, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, Source,
     destination::Destination,
     document::Text,
     error::{PolicyError, Position},
-    lift::PRE_RESOLVE_FIX,
     part::{List, Part, Written},
 };
 use std::time::Duration;
@@ -66,12 +65,7 @@ impl Part {
             part.mode = Some(Written { value: Mode::Observe, at: Position::whole("--observe") });
         }
         if let Some(value) = flags.pre_resolve {
-            let at = Position::whole("--pre-resolve");
-            if value != PreResolve::Off {
-                let (key, found) = ("dns.pre_resolve".into(), format!("\"{}\"", value.name()));
-                return Err(PolicyError::Unsupported { at, key, found, fix: PRE_RESOLVE_FIX });
-            }
-            part.pre_resolve = Some(Written { value, at });
+            part.pre_resolve = Some(Written { value, at: Position::whole("--pre-resolve") });
         }
         Ok(part)
     }
@@ -86,6 +80,7 @@ impl Part {
         agree("dns.permit_max", &mut self.permit_max, other.permit_max, duration)?;
         agree("dns.grace", &mut self.grace, other.grace, duration)?;
         agree("dns.queries_per_second", &mut self.queries_per_second, other.queries_per_second, u32::to_string)?;
+        agree("dns.cname", &mut self.cname, other.cname, |value| format!("\"{}\"", value.name()))?;
         agree("dns.pre_resolve", &mut self.pre_resolve, other.pre_resolve, |value| format!("\"{}\"", value.name()))?;
         add_up("allow.loopback", &mut self.loopback, other.loopback, Local::union, Local::to_string)?;
         add_up("allow.self", &mut self.own, other.own, Local::union, Local::to_string)?;
@@ -151,6 +146,7 @@ impl Part {
                 grace: self.grace.map_or(default.grace, |written| written.value),
                 queries_per_second: self.queries_per_second.map_or(default.queries_per_second, |written| written.value),
                 pre_resolve: or_default(self.pre_resolve),
+                cname: or_default(self.cname),
             },
             established: or_default(self.established),
             warnings: self.warnings,

@@ -181,8 +181,10 @@ pub struct DnsPolicy {
     pub grace: Duration,
     /// Budget of one sandbox, 1 to 5000.
     pub queries_per_second: u32,
-    /// Whether exact names are resolved at attach. Anything but `Off` is refused by this build.
+    /// Whether exact names are resolved at attach.
     pub pre_resolve: PreResolve,
+    /// What becomes of the CNAME records of an answer.
+    pub cname: Cnames,
 }
 
 impl Default for DnsPolicy {
@@ -194,7 +196,8 @@ impl Default for DnsPolicy {
             permit_max: Duration::from_hours(1),
             grace: Duration::from_secs(120),
             queries_per_second: 500,
-            pre_resolve: PreResolve::Off,
+            pre_resolve: PreResolve::Warn,
+            cname: Cnames::Flatten,
         }
     }
 }
@@ -212,16 +215,27 @@ pub enum Answers {
     Nets(Vec<IpNet>),
 }
 
-/// Whether exact names are resolved before the first question.
+/// Whether exact names are resolved before the first question, so that it is answered at once. Only asking opens an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PreResolve {
     /// No.
-    #[default]
     Off,
-    /// In the background.
+    /// In the background; those without an address are named in the log.
+    #[default]
     Warn,
     /// Attach fails where one does not resolve.
     Require,
+}
+
+/// What becomes of the CNAME records of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Cnames {
+    /// The addresses stand at the name that was asked for: no target needs a rule.
+    #[default]
+    Flatten,
+    /// They stay, and their targets may be asked for while the answer lives: for clients that want the canonical name, and
+    /// for resolvers inside the sandbox that ask for each link.
+    Keep,
 }
 
 /// What a reload does to flows that lost their allow.

@@ -1,6 +1,6 @@
 //! [`Policy`] -> canonical TOML.
 
-use super::{AddressRule, Answers, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve};
+use super::{AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use std::net::SocketAddr;
@@ -45,6 +45,7 @@ struct DnsTable<'a> {
     grace: String,
     queries_per_second: u32,
     pre_resolve: &'a str,
+    cname: &'a str,
 }
 
 #[derive(Serialize)]
@@ -103,6 +104,7 @@ impl Policy {
                 grace: duration(self.dns.grace),
                 queries_per_second: self.dns.queries_per_second,
                 pre_resolve: self.dns.pre_resolve.name(),
+                cname: self.dns.cname.name(),
             },
             reload: ReloadTable { established: self.established.name() },
         };
@@ -144,6 +146,15 @@ impl Established {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cut => "cut",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+impl Cnames {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Flatten => "flatten",
             Self::Keep => "keep",
         }
     }

@@ -174,8 +174,11 @@ impl Builder {
         };
         if made.is_err() {
             end_of_pins(&self.directories, root, turn);
+            return made;
         }
-        made
+        // Nobody waits for this one's names. Closed meanwhile; detached where a name is required and not there.
+        drop((root, turn));
+        made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
     }
 
     fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {

@@ -91,7 +91,7 @@ impl Asking<'_> {
             NameVerdict::Deny { rule } => {
                 (self.denial(), "denied_by_rule", self.policy.deny.names.get(rule).map(|rule| rule.text.clone()))
             }
-            NameVerdict::Allow { rules } => {
+            NameVerdict::Allow { rules, .. } => {
                 let learned: Vec<IpAddr> =
                     self.names.iter().filter(|learned| learned.name == name).map(|learned| learned.address).collect();
                 if learned.is_empty() {

@@ -10,6 +10,7 @@ mod directories;
 mod end;
 mod error;
 mod explain;
+mod learned;
 mod level;
 mod live;
 mod looked;

@@ -1,6 +1,9 @@
 //! Permits: answers of the DNS half become entries of the kernel's map, before anybody hears of them.
 
-use super::sleep::aged;
+use super::{
+    learned::{AT_MOST, Admitted, Full, Learned},
+    sleep::aged,
+};
 use crate::{
     compile::Image,
     datapath::tables::{TableError, Tables},
@@ -14,14 +17,13 @@ use egress_common::{
 };
 use nix::time::{ClockId, clock_gettime};
 use std::{
-    collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 /// Learned addresses of one sandbox at a time.
-pub(super) const LEARNED_AT_MOST: usize = 4096;
+pub(super) const LEARNED_AT_MOST: usize = AT_MOST;
 /// How long an expired permit stays in the map, so that a denial can still say that it expired.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -46,16 +48,9 @@ pub(super) struct InForce {
     pub(super) generation: u64,
     pub(super) policy: Arc<Policy>,
     pub(super) image: Image,
-    /// For people only: which names led to an address, and until when. The kernel's map decides.
-    names: BTreeMap<IpAddr, Vec<Learned>>,
-    /// `names` is not what was last asked for by [`Permits::news`].
+    learned: Learned,
+    /// `learned` is not what was last asked for by [`Permits::news`].
     changed: bool,
-}
-
-#[derive(Clone)]
-struct Learned {
-    name: String,
-    expires_ns: u64,
 }
 
 /// Writes permits, one at a time and under the policy in force.
@@ -67,7 +62,8 @@ pub(super) struct Permits {
 
 impl Permits {
     pub(super) fn new(slot: u32, tables: Arc<Tables>, policy: Policy, generation: u64, image: Image) -> Self {
-        let in_force = InForce { generation, policy: Arc::new(policy), image, names: BTreeMap::new(), changed: false };
+        let in_force =
+            InForce { generation, policy: Arc::new(policy), image, learned: Learned::default(), changed: false };
         Self { slot, tables, in_force: Mutex::new(in_force) }
     }
 
@@ -80,7 +76,7 @@ impl Permits {
             let learned =
                 permit.grants.iter().map(|grant| grant.expires_ns).filter(|expires_ns| *expires_ns != NEVER_NS);
             if let Some(expires_ns) = learned.max().filter(|expires_ns| *expires_ns > 0) {
-                in_force.names.entry(address).or_default().push(Learned { name, expires_ns });
+                in_force.learned.note(address, &name, expires_ns);
             }
         }
         Ok(())
@@ -97,10 +93,7 @@ impl Permits {
     }
 
     fn live_names(&self, address: IpAddr) -> Vec<String> {
-        let now = now_ns();
-        let in_force = self.in_force();
-        let learned = in_force.names.get(&canonical(address)).into_iter().flatten();
-        learned.filter(|learned| learned.expires_ns > now).map(|learned| learned.name.clone()).collect()
+        self.in_force().learned.live_names(canonical(address), now_ns()).map(str::to_owned).collect()
     }
 
     /// Every learned name and its addresses, where something changed since this was last asked for.
@@ -109,39 +102,42 @@ impl Permits {
         if !std::mem::take(&mut in_force.changed) {
             return None;
         }
-        let pairs = in_force.names.iter().flat_map(|(&address, learned)| learned.iter().map(move |one| (address, one)));
-        Some(pairs.map(|(address, one)| permits_file::Learned { name: one.name.clone(), address }).collect())
+        let learned = in_force.learned.pairs();
+        Some(learned.map(|(address, name)| permits_file::Learned { name: name.to_owned(), address }).collect())
     }
 
     /// Forgets what expired a while ago, here and in the map.
     pub(super) fn sweep(&self) -> Result<(), TableError> {
         let mut in_force = self.in_force();
         let horizon = now_ns().saturating_sub(u64::try_from(REMEMBERED.as_nanos()).unwrap_or(u64::MAX));
-        in_force.names.retain(|_, learned| {
-            learned.retain(|learned| learned.expires_ns > horizon);
-            !learned.is_empty()
-        });
-        for (key, permit) in self.tables.permits(self.slot)? {
-            let kept = without_expired(&permit, horizon);
-            if kept == permit {
-                continue;
-            }
-            if kept.grants.iter().all(|grant| grant.rule.is_none()) {
-                self.tables.remove_permit(&key)?;
-            } else {
-                self.tables.set_permit(&key, &kept)?;
-            }
+        in_force.learned.sweep(horizon);
+        let permits = self.tables.permits(self.slot)?;
+        permits.iter().try_for_each(|(key, permit)| self.expire(key, permit, horizon))
+    }
+
+    /// Takes from the map what ends by then.
+    fn expire(&self, key: &PermitKey, permit: &Permit, horizon: u64) -> Result<(), TableError> {
+        let kept = without_expired(permit, horizon);
+        if kept == *permit {
+            Ok(())
+        } else if kept.grants.iter().all(|grant| grant.rule.is_none()) {
+            self.tables.remove_permit(key)
+        } else {
+            self.tables.set_permit(key, &kept)
         }
-        Ok(())
+    }
+
+    /// Closes an address that no name leads to any more; what the policy itself opens there stays.
+    fn close(&self, address: IpAddr) -> Result<(), TableError> {
+        let key = PermitKey { slot: self.slot, addr: address.into() };
+        self.tables.permit(&key)?.map_or(Ok(()), |permit| self.expire(&key, &permit, NEVER_NS - 1))
     }
 
     /// Takes what the machine slept off the life of everything that was learned.
     pub(super) fn age(&self, slept: Duration) -> Result<(), TableError> {
         let slept_ns = u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX);
         let mut in_force = self.in_force();
-        for learned in in_force.names.values_mut().flatten() {
-            learned.expires_ns = learned.expires_ns.saturating_sub(slept_ns);
-        }
+        in_force.learned.age(slept_ns);
         for (key, permit) in self.tables.permits(self.slot)? {
             let aged = aged(&permit, slept_ns);
             if aged != permit {
@@ -167,7 +163,8 @@ impl Permits {
         for &rule in rules {
             add(&mut permit, Grant { expires_ns, rule }, now);
         }
-        self.tables.set_permit(&key, &permit)
+        // As it was: the answer came from the cache, and its permit was written when that was learned.
+        if permit == before { Ok(()) } else { self.tables.set_permit(&key, &permit) }
     }
 }
 
@@ -179,36 +176,27 @@ impl dns::Permits for Permits {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<(), dns::PermitError> {
+    ) -> Result<bool, dns::PermitError> {
         let now = now_ns();
         let expires_ns = now.saturating_add(u64::try_from(life.as_nanos()).unwrap_or(u64::MAX)).min(NEVER_NS - 1);
         let mut in_force = self.in_force();
         if in_force.generation != generation {
             return Err(dns::PermitError::StalePolicy);
         }
-        let new = addresses.iter().filter(|address| !in_force.names.contains_key(&canonical(**address))).count();
-        if in_force.names.len() + new > LEARNED_AT_MOST {
-            in_force.names.retain(|_, learned| learned.iter().any(|learned| learned.expires_ns > now));
-            if in_force.names.len() + new > LEARNED_AT_MOST {
-                return Err(dns::PermitError::Full);
-            }
-        }
+        let addresses: Vec<IpAddr> = addresses.iter().copied().map(canonical).collect();
+        let admitted = in_force.learned.admit(&name.to_string(), &addresses, expires_ns, now);
+        let Admitted { new, gone } = admitted.map_err(|Full| dns::PermitError::Full)?;
+        in_force.changed |= new || !gone.is_empty();
         let rules: Vec<RuleRef> =
             rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule).copied()).collect();
-        let text = name.to_string();
-        for &address in addresses {
-            self.grant(&in_force.image, address, &rules, expires_ns, now).map_err(|error| match error.errno() {
-                Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => dns::PermitError::Full,
-                errno => dns::PermitError::Map { errno: errno.unwrap_or(libc::EIO) },
-            })?;
-            let learned = in_force.names.entry(canonical(address)).or_default();
-            match learned.iter_mut().find(|learned| learned.name == text) {
-                Some(known) => known.expires_ns = known.expires_ns.max(expires_ns),
-                None => learned.push(Learned { name: text.clone(), expires_ns }),
-            }
-        }
-        in_force.changed = true;
-        Ok(())
+        let written = gone.into_iter().try_for_each(|address| self.close(address)).and_then(|()| {
+            addresses.iter().try_for_each(|&address| self.grant(&in_force.image, address, &rules, expires_ns, now))
+        });
+        written.map_err(|error| match error.errno() {
+            Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => dns::PermitError::Full,
+            errno => dns::PermitError::Map { errno: errno.unwrap_or(libc::EIO) },
+        })?;
+        Ok(new)
     }
 
     fn names_of(&self, address: IpAddr) -> Vec<String> {

@@ -18,7 +18,7 @@ use crate::{
     },
     dns,
     level::{Level, Reached},
-    policy::{Answers, Mode, NameTable, Policy},
+    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach},
 };
 use egress_common::{
     addr::Addr,
@@ -162,7 +162,23 @@ impl Plan {
             permit_max: policy.dns.permit_max,
             grace: policy.dns.grace,
             queries_per_second: policy.dns.queries_per_second,
+            keep_chains: policy.dns.cname == Cnames::Keep,
             observe: policy.mode == Mode::Observe,
+        }
+    }
+
+    /// Asks for the names that the policy spells out, as far as it wants that; wildcards name nothing that could be asked.
+    pub(super) fn resolve_ahead(policy: &Policy, server: &dns::Server) -> Result<(), dns::DnsError> {
+        let exact = policy.allow.names.iter().filter(|rule| rule.pattern.reach() == Reach::Exact);
+        let names: Vec<dns::Name> = exact.filter_map(|rule| rule.pattern.to_string().parse().ok()).collect();
+        match policy.dns.pre_resolve {
+            PreResolve::Off => Ok(()),
+            _ if names.is_empty() => Ok(()),
+            PreResolve::Warn => {
+                server.warm(names);
+                Ok(())
+            }
+            PreResolve::Require => server.require(names),
         }
     }
 

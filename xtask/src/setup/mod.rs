@@ -24,7 +24,7 @@ pub(crate) fn ready() -> Result<bool> {
     kernel()?;
     let linker = linker::found()?;
     let packages = if Path::new("/etc/debian_version").exists() {
-        packages::install_missing(linker.is_right())?
+        packages::install_missing(linker.is_right())? | packages::unpack_missing()?
     } else {
         packages::check_commands()?
     };

@@ -46,6 +46,13 @@ pub(crate) const NEEDED: &[Package] = &[
         asks: "real client, one that resolves without glibc",
     },
     package("musl-tools", "musl-gcc", "clients linked against musl"),
+    package("libc-ares-dev", "", "clients linked against c-ares"),
+    package("golang-go", "go", "clients with Go's own resolver"),
+    package("nodejs", "node", "real client"),
+    package("openjdk-17-jdk-headless", "javac", "real client"),
+    package("chromium-headless-shell", "chromium-headless-shell", "real client"),
+    package("unbound", "unbound", "forwards from inside a sandbox, bench"),
+    package("dnsmasq-base", "dnsmasq", "forwards from inside a sandbox, bench"),
     package("openssl", "openssl", "TLS servers in the lab"),
     package("tcpdump", "tcpdump", "sinks that see frames"),
     package("bpftool", "bpftool", "looks at programs, maps and links from outside"),
@@ -54,6 +61,23 @@ pub(crate) const NEEDED: &[Package] = &[
     package("libcap2-bin", "capsh", "tests without capabilities"),
     package("procps", "ps", "looks at processes from outside"),
 ];
+
+/// What tests run that must not be installed, since that would change how the host resolves names: unpacked beside the build.
+const UNPACKED: &[Unpacked] = &[Unpacked {
+    name: "systemd-resolved",
+    with: &["libsystemd-shared"],
+    file: "lib/systemd/systemd-resolved",
+    asks: "forwards from inside a sandbox; installed it would take over /etc/resolv.conf",
+}];
+
+/// A package whose files are used where they were unpacked, and the others that it needs there.
+struct Unpacked {
+    name: &'static str,
+    with: &'static [&'static str],
+    /// One of its files: where that is, nothing is done.
+    file: &'static str,
+    asks: &'static str,
+}
 
 /// The one that only building bpf-linker asks for.
 const LLVM: &str = "llvm-22-dev";
@@ -87,11 +111,41 @@ pub(super) fn install_missing(linker_is_here: bool) -> Result<bool> {
     arguments.extend(missing.iter().map(|package| package.name));
     apt(&arguments)?;
     drop(no_services);
-    if missing.iter().any(|package| package.name == "squid") && Path::new("/run/systemd/system").exists() {
-        println!("setup: disabling squid.service: the lab starts its own squid in its own namespace");
-        status(Command::new("systemctl").args(["disable", "--quiet", "squid.service"]))?;
+    for service in ["squid", "unbound"] {
+        if missing.iter().any(|package| package.name == service) && Path::new("/run/systemd/system").exists() {
+            println!("setup: disabling {service}.service: the lab starts its own in its own namespace");
+            status(Command::new("systemctl").args(["disable", "--quiet", &format!("{service}.service")]))?;
+        }
     }
     Ok(true)
+}
+
+/// True when something was unpacked.
+pub(super) fn unpack_missing() -> Result<bool> {
+    let mut added = false;
+    for package in UNPACKED {
+        let place = lab::unpacked(package.name);
+        if place.join(package.file).exists() {
+            continue;
+        }
+        println!("setup: unpacking {} into target/ ({})", package.name, package.asks);
+        // As the caller, or `cargo clean` could not remove it.
+        status(invoker::command_as_caller("mkdir")?.arg("-p").arg(&place))?;
+        for name in [&package.name].into_iter().chain(package.with) {
+            let mut download = invoker::command_as_caller("apt-get")?;
+            download.args(["--quiet=2", "download", name]).current_dir(&place).stderr(Stdio::null());
+            status(&mut download).with_context(|| format!("apt cannot download {name}: sudo apt-get update"))?;
+        }
+        for entry in fs::read_dir(&place)? {
+            let archive = entry?.path();
+            if archive.extension().is_some_and(|extension| extension == "deb") {
+                status(invoker::command_as_caller("dpkg-deb")?.arg("--extract").arg(&archive).arg(&place))?;
+                fs::remove_file(&archive)?;
+            }
+        }
+        added = true;
+    }
+    Ok(added)
 }
 
 /// Elsewhere than on Debian nothing is installed: what lacks is named.

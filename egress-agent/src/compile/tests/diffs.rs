@@ -154,7 +154,7 @@ fn rules_come_first_and_go_last_and_closing_comes_before_opening() {
 }
 
 #[test]
-fn a_learned_permit_is_stamped_and_loses_what_is_gone() {
+fn e08_a_learned_permit_is_stamped_and_loses_what_is_gone() {
     let images = compiled(&[
         "[allow]\nnames = [\"a.test\", \"b.test\"]",
         "[allow]\nnames = [\"b.test\"]\n[deny]\naddresses = [\"198.51.100.0/24:443\"]",

@@ -140,6 +140,17 @@ fn d08_d11_closed_addresses_are_taken_out() {
 }
 
 #[test]
+fn d10_an_address_that_hides_another_is_taken_out() {
+    let hidden = ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"];
+    let records = hidden.iter().chain(&["2001:db8::7"]).map(|text| address(NAME, 60, text)).collect();
+    let upstream = sections(records, vec![], vec![]);
+    let lab = lab(&upstream);
+    assert_eq!(addresses(&lab.ask(NAME, RecordType::AAAA)), ips(&["2001:db8::7"]));
+    assert_eq!(lab.records.permits()[0].addresses, ips(&["2001:db8::7"]));
+    assert_eq!(lab.server.counts().filtered, 3);
+}
+
+#[test]
 fn d09_d12_the_policy_opens_private_ranges_but_nothing_protected() {
     let upstream =
         sections(["10.0.0.1", "10.0.0.53", "192.168.1.1"].map(|text| address(NAME, 60, text)).to_vec(), vec![], vec![]);
@@ -221,4 +232,47 @@ fn negative_answers_keep_upstreams_time_within_limits() {
         assert_eq!((answer.metadata.response_code, answer.authorities[0].ttl), (ResponseCode::NoError, expected));
         assert_eq!(upstream.asked().len(), 1, "an SOA record ends the chain");
     }
+}
+
+#[test]
+fn c08_a_chain_that_is_kept_may_be_asked_for_link_by_link() {
+    let upstream = Upstream::table(vec![
+        cname(NAME, 60, "edge.cdn.test"),
+        cname("edge.cdn.test", 60, "pop.cdn.test"),
+        address("pop.cdn.test", 60, "198.51.100.7"),
+        cname("www.example.net", 60, "closed.cdn.test"),
+        address("closed.cdn.test", 60, "198.51.100.8"),
+    ]);
+    let rules = || super::lab::Rules { allow: vec![NAME, "www.example.net"], deny: vec!["closed.cdn.test"] };
+    let config =
+        |generation| crate::dns::Config { generation, keep_chains: true, ..config(rules(), &[upstream.address]) };
+    let lab = Lab::with(config(1));
+    let code = |name: &str, qtype| lab.ask(name, qtype).metadata.response_code;
+    for name in ["edge.cdn.test", "pop.cdn.test"] {
+        assert_eq!(code(name, RecordType::A), ResponseCode::NXDomain, "{name} before its chain");
+    }
+    let answer = lab.ask_a(NAME);
+    let text: Vec<_> = answer.answers.iter().map(|record| format!("{} {}", record.name, record.data)).collect();
+    assert_eq!(
+        text,
+        [
+            "www.example.test. edge.cdn.test.".to_owned(),
+            "edge.cdn.test. pop.cdn.test.".into(),
+            "pop.cdn.test. 198.51.100.7".into()
+        ]
+    );
+    assert_eq!(lab.records.permits()[0].name, NAME);
+    assert_eq!(lab.ask_a("edge.cdn.test").answers.len(), 2);
+    assert_eq!(addresses(&lab.ask_a("pop.cdn.test")), ips(&["198.51.100.7"]));
+    assert!(lab.records.permits().iter().all(|permit| permit.rules == [0]));
+    assert_eq!(code("pop.cdn.test", RecordType::TXT), ResponseCode::NXDomain);
+    // A deny beats a chain, and a chain lives as long as its answer, under the policy of its time.
+    assert_eq!(code("www.example.net", RecordType::A), ResponseCode::NXDomain);
+    assert_eq!(code("closed.cdn.test", RecordType::A), ResponseCode::NXDomain);
+    lab.later(std::time::Duration::from_secs(61));
+    assert_eq!(code("pop.cdn.test", RecordType::A), ResponseCode::NXDomain);
+    lab.ask_a(NAME);
+    assert_eq!(code("pop.cdn.test", RecordType::A), ResponseCode::NoError);
+    lab.server.update(config(2)).unwrap();
+    assert_eq!(code("pop.cdn.test", RecordType::A), ResponseCode::NXDomain);
 }

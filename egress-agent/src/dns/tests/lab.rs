@@ -44,7 +44,10 @@ impl Names for Rules {
         }
         let rules: Vec<usize> = (0..self.allow.len()).filter(|&index| matches(self.allow[index], &name)).collect();
         if !rules.is_empty() {
-            return NameVerdict::Allow { rules };
+            let exact = rules.iter().any(|&index| !self.allow[index].starts_with("*."));
+            let bases = rules.iter().map(|&index| self.allow[index].matches('.').count());
+            let free_labels = bases.max().filter(|_| !exact).map(|base| labels.len() - base);
+            return NameVerdict::Allow { rules, free_labels };
         }
         let above = self.allow.iter().any(|rule| {
             let rule: Name = rule.trim_start_matches("*.").parse().unwrap();
@@ -52,6 +55,15 @@ impl Names for Rules {
             rule.len() >= labels.len() && rule[rule.len() - labels.len()..] == labels[..]
         });
         if above { NameVerdict::Ancestor } else { NameVerdict::Unlisted }
+    }
+}
+
+/// Every name has a rule of its own.
+pub(crate) struct Everything;
+
+impl Names for Everything {
+    fn verdict(&self, _labels: &[&[u8]]) -> NameVerdict {
+        NameVerdict::Allow { rules: vec![0], free_labels: None }
     }
 }
 
@@ -105,7 +117,7 @@ impl Permits for Records {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<(), PermitError> {
+    ) -> Result<bool, PermitError> {
         if let Some(error) = *self.fail.lock().unwrap() {
             return Err(error);
         }
@@ -114,8 +126,11 @@ impl Permits for Records {
         }
         let permit =
             Permit { generation, name: name.to_string(), addresses: addresses.to_vec(), rules: rules.to_vec(), life };
-        self.permits.lock().unwrap().push(permit);
-        Ok(())
+        let mut permits = self.permits.lock().unwrap();
+        let held = |address| permits.iter().any(|held| held.name == permit.name && held.addresses.contains(address));
+        let new = !permit.addresses.iter().all(held);
+        permits.push(permit);
+        Ok(new)
     }
 
     fn names_of(&self, address: IpAddr) -> Vec<String> {
@@ -158,6 +173,7 @@ pub(crate) fn config(rules: Rules, servers: &[SocketAddr]) -> Config {
         permit_max: Duration::from_secs(3600),
         grace: Duration::from_secs(120),
         queries_per_second: 100_000,
+        keep_chains: false,
         observe: false,
     }
 }
@@ -191,6 +207,11 @@ impl Lab {
         socket.connect(self.udp).unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         socket
+    }
+
+    /// Answers grow old by so much at once.
+    pub(crate) fn later(&self, by: Duration) {
+        self.server.responder.clock.advance(by);
     }
 
     /// One exchange over UDP, byte for byte.
@@ -235,7 +256,7 @@ pub(crate) fn query(name: &str, qtype: RecordType, size: Option<u16>) -> Vec<u8>
     message.to_vec().unwrap()
 }
 
-/// The addresses of an answer, in order.
+/// The addresses of a flattened answer, in order.
 pub(crate) fn addresses(message: &Message) -> Vec<IpAddr> {
     let of = |record: &Record| match &record.data {
         rr::RData::A(a) => IpAddr::V4(a.0),

@@ -1,5 +1,7 @@
 //! The whole path over loopback sockets: a client, a server, scripted upstreams.
 
+mod ahead;
+mod caching;
 mod chains;
 mod fuzz;
 pub(super) mod lab;
@@ -9,3 +11,4 @@ pub(super) mod scripted;
 mod serving;
 mod streams;
 mod trust;
+mod tunnels;

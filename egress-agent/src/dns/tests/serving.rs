@@ -80,6 +80,16 @@ fn e02_no_address_leaves_when_the_permit_fails() {
 }
 
 #[test]
+fn e04_the_clients_ttl_is_short_and_the_permits_is_not() {
+    for (ttl, answer, permit) in [(0, 1, 150), (1, 1, 150), (86_400, 300, 3600 + 120), (0xff00_0000, 1, 150)] {
+        let upstream = Upstream::table(vec![address("api.example.test", ttl, "198.51.100.7")]);
+        let lab = Lab::start(allow(&["api.example.test"]), &[&upstream]);
+        assert_eq!(lab.ask_a("api.example.test").answers[0].ttl, answer, "{ttl}");
+        assert_eq!(lab.records.permits()[0].life, Duration::from_secs(permit), "{ttl}");
+    }
+}
+
+#[test]
 fn c01_a_denied_name_does_not_exist_and_the_event_says_who_asked() {
     let upstream = upstream();
     let lab = Lab::start(Rules { allow: vec!["*.example.test"], deny: vec!["other.example.test"] }, &[&upstream]);
@@ -111,7 +121,7 @@ fn c06_a_chain_is_flattened_and_only_its_end_is_permitted() {
 }
 
 #[test]
-fn b14_b15_local_and_canary_names_never_reach_upstream() {
+fn b14_b15_b16_local_and_canary_names_never_reach_upstream() {
     let upstream = upstream();
     let lab = Lab::start(allow(&["api.example.test", "use-application-dns.net"]), &[&upstream]);
     assert_eq!(addresses(&lab.ask_a("localhost")), ips(&["127.0.0.1"]));

@@ -31,7 +31,7 @@ fn answer(stream: &mut TcpStream) -> Message {
 }
 
 #[test]
-fn c12_tcp_takes_pipelined_and_split_queries() {
+fn a09_c12_tcp_takes_pipelined_and_split_queries_and_refuses_transfers() {
     let upstream = upstream();
     let lab = Lab::start(allow(&["api.example.test"]), &[&upstream]);
     let mut stream = TcpStream::connect(lab.tcp).unwrap();

@@ -1,6 +1,6 @@
 //! Every documented key: flipped once, refused once, with its position.
 
-use crate::policy::{Answers, Established, Icmp, Local, Mode, Policy, Warning};
+use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Warning};
 use std::time::Duration;
 
 fn toml(text: &str) -> Policy {
@@ -43,7 +43,7 @@ fn every_key_changes_what_it_names() {
     assert_eq!(dns.servers, ["198.51.100.53:53".parse().unwrap(), "[2001:db8::53]:5353".parse().unwrap()]);
     assert_eq!(dns.answers, Answers::Nets(vec!["10.2.0.0/16".parse().unwrap()]));
     assert_eq!((dns.permit_min, dns.permit_max), (Duration::from_secs(10), Duration::from_mins(10)));
-    assert_eq!((dns.grace, dns.queries_per_second), (Duration::ZERO, 77));
+    assert_eq!((dns.grace, dns.queries_per_second, dns.cname), (Duration::ZERO, 77, Cnames::Keep));
     let position = full.allow.names.first().and_then(|rule| rule.at.clone()).unwrap();
     assert_eq!(position.to_string(), "policy:10:12");
 
@@ -57,7 +57,10 @@ fn every_key_changes_what_it_names() {
     }
     assert_eq!(toml("[allow]\nloopback = []").allow.loopback, Local::Closed);
     assert_eq!(toml("[dns]\nanswers = \"any\"").dns.answers, Answers::Any);
-    assert_eq!(toml("[allow]\nunix = \"any\"\n[dns]\npre_resolve = \"off\""), Policy::deny_all());
+    assert_eq!(toml("[allow]\nunix = \"any\"\n[dns]\npre_resolve = \"warn\""), Policy::deny_all());
+    for (text, value) in [("off", PreResolve::Off), ("require", PreResolve::Require)] {
+        assert_eq!(toml(&format!("[dns]\npre_resolve = \"{text}\"")).dns.pre_resolve, value);
+    }
 }
 
 const FULL: &str = r#"version = 1
@@ -85,6 +88,7 @@ permit_max = "10m"
 grace = "0s"
 queries_per_second = 77
 pre_resolve = "off"
+cname = "keep"
 [reload]
 established = "keep"
 "#;
@@ -193,9 +197,8 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[dns]\ngrace = \"2h\"", "dns.grace: \"2h\", but allowed is \"0s\" to \"1h\""),
         ("[dns]\nqueries_per_second = 0", "dns.queries_per_second: 0, but allowed is a number from 1 to 5000"),
         ("[dns]\nqueries_per_second = 5001", "from 1 to 5000"),
-        ("[dns]\npre_resolve = \"warn\"", "dns.pre_resolve = \"warn\": this build cannot enforce that yet"),
-        ("[dns]\npre_resolve = \"require\"", "this build cannot enforce that yet"),
         ("[dns]\npre_resolve = \"on\"", "dns.pre_resolve: \"on\""),
+        ("[dns]\ncname = true", "dns.cname: true, but allowed is \"flatten\" or \"keep\""),
         ("[bandwidth]\negress = \"100mbit\"", "policy:2:1: bandwidth.egress = \"100mbit\": this build cannot enforce"),
         ("[bandwidth]\nbudget = \"10GB\"", "bandwidth.budget"),
         ("[reload]\nestablished = \"drop\"", "reload.established: \"drop\", but allowed is \"cut\" or \"keep\""),
@@ -212,7 +215,7 @@ fn what_is_wrong_is_named_with_its_place() {
 }
 
 #[test]
-fn an_allow_that_a_deny_closes_whole_is_refused_and_its_neighbour_is_not() {
+fn b06_an_allow_that_a_deny_closes_whole_is_refused_and_its_neighbour_is_not() {
     for (allow, deny, refused) in [
         ("names = [\"api.example.com\"]", "names = [\"*.example.com\"]", true),
         ("names = [\"example.com\"]", "names = [\"*.example.com\"]", false),
@@ -253,7 +256,7 @@ fn a_deny_of_loopback_needs_loopback_closed() {
 }
 
 #[test]
-fn dns_servers() {
+fn f06_f07_dns_servers() {
     let servers = |text: &str| Policy::from_toml(&format!("[dns]\nservers = [{text}]"));
     for (text, want) in [
         ("\"198.51.100.53\"", "198.51.100.53:53"),

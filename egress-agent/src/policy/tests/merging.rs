@@ -66,11 +66,11 @@ fn flags_add_to_files_by_the_same_rules() {
         gateway: strings(&["198.51.100.1:9000-9010"]),
         dns: strings(&["198.51.100.53", "198.51.100.53"]),
         observe: true,
-        pre_resolve: Some(PreResolve::Off),
+        pre_resolve: Some(PreResolve::Require),
     };
     let text = "mode = \"enforce\"\n[allow]\nnames = [\"github.com\"]\n[dns]\nservers = [\"198.51.100.53\"]";
     let policy = Policy::merge([Source::Flags(flags.clone()), file("ci.toml", text)]).unwrap();
-    assert_eq!(policy.mode, Mode::Observe);
+    assert_eq!((policy.mode, policy.dns.pre_resolve), (Mode::Observe, PreResolve::Require));
     assert_eq!(policy.allow.names.len(), 1);
     assert_eq!(policy.allow.names[0].at.clone().unwrap().to_string(), "ci.toml:3:10");
     assert_eq!(policy.allow.addresses[0].at.clone().unwrap().to_string(), "--allow 198.51.100.7:5432/tcp");
@@ -91,10 +91,6 @@ fn a_wrong_flag_is_named() {
         (Flags { proxy: strings(&["proxy.test:80"]), ..Flags::default() }, "--proxy proxy.test:80: allow.proxy: "),
         (Flags { gateway: strings(&["198.51.100.1"]), ..Flags::default() }, "--gateway 198.51.100.1: allow.gateway: "),
         (Flags { dns: strings(&["fe80::1"]), ..Flags::default() }, "--dns fe80::1: dns.servers: "),
-        (
-            Flags { pre_resolve: Some(PreResolve::Warn), ..Flags::default() },
-            "--pre-resolve: dns.pre_resolve = \"warn\"",
-        ),
     ] {
         let message = flags(given);
         assert!(message.starts_with(want), "{message}");

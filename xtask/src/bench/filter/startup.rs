@@ -62,10 +62,7 @@ fn steps(lab: &Lab, rounds: usize) -> Result<(f64, f64)> {
 /// In a process of its own: this one must not need the kernel half, which `setup` makes buildable.
 fn costs(rounds: usize) -> Result<Costs> {
     let object = cargo::build_object(&["--release"])?;
-    let build = cargo::command(&["build", "--locked", "--release", "--package", "egress-tests", "--example", "costs"])?;
-    let built = cargo::executables(build)?;
-    let example = built.into_iter().find(|it| it.target == "costs").context("cargo built no example costs")?;
-    let output = Command::new(example.path).arg(object).arg(rounds.to_string()).output()?;
+    let output = Command::new(crate::bench::example("costs")?).arg(object).arg(rounds.to_string()).output()?;
     ensure!(output.status.success(), "costs: {}", String::from_utf8_lossy(&output.stderr).trim());
     serde_json::from_slice(&output.stdout).context("costs told no figures")
 }

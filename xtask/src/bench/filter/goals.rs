@@ -1,19 +1,11 @@
 //! What the filter may cost.
 
 use super::{
+    page::{Goal, Limit},
     side::Filter,
     startup,
     table::{CONNECT, Results, SEND, SENDTO_RANDOM},
 };
-
-/// One figure and its limit.
-pub(super) struct Goal {
-    pub(super) what: &'static str,
-    pub(super) at_most: f64,
-    /// `None`: this run did not measure it.
-    pub(super) measured: Option<f64>,
-    pub(super) unit: &'static str,
-}
 
 /// The size that most goals are stated for.
 const USUAL: u32 = 1_000;
@@ -23,7 +15,7 @@ pub(super) fn all(results: &Results, sizes: &[u32]) -> Vec<Goal> {
     let ratio = |row, filter| results.ratio(row, USUAL, filter);
     let figure = |name| results.figures.get(name).copied();
     let program = figure(startup::PROGRAM_NS).zip(figure(startup::EMPTY_NS)).map(|(program, empty)| program / empty);
-    let goal = |what, at_most, measured, unit| Goal { what, at_most, measured, unit };
+    let goal = |what, at_most, measured, unit| Goal { what, limit: Limit::AtMost(at_most), measured, unit };
     vec![
         goal("UDP packet, cgroup hooks, 1k permits", 1.12, ratio(SEND, Filter::Egressd), "x"),
         goal("UDP packet, with the device", 1.18, ratio(SEND, Filter::EgressdDevice), "x"),

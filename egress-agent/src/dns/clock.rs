@@ -1,0 +1,45 @@
+//! The time by which answers grow old. Permits are on another clock, the kernel's, which stands still while the machine
+//! sleeps; an answer from before must not come back as a fresh one.
+
+use nix::time::{ClockId, clock_gettime};
+use std::time::{Duration, Instant};
+
+/// [`Instant`]s that went on while the machine slept.
+#[derive(Debug)]
+pub(super) struct Clock {
+    /// How long the machine had slept since its boot when this clock was made.
+    slept: Duration,
+    /// A test's time machine.
+    #[cfg(test)]
+    ahead_ms: std::sync::atomic::AtomicU64,
+}
+
+/// Since boot. Both clocks always exist on Linux, and the difference only grows.
+fn slept() -> Duration {
+    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+    let monotonic = read(ClockId::CLOCK_MONOTONIC);
+    read(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic)
+}
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self {
+            slept: slept(),
+            #[cfg(test)]
+            ahead_ms: std::sync::atomic::AtomicU64::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        let now = Instant::now() + slept().saturating_sub(self.slept);
+        #[cfg(test)]
+        let now = now + Duration::from_millis(self.ahead_ms.load(std::sync::atomic::Ordering::SeqCst));
+        now
+    }
+
+    #[cfg(test)]
+    pub(super) fn advance(&self, by: Duration) {
+        let ms = u64::try_from(by.as_millis()).unwrap();
+        self.ahead_ms.fetch_add(ms, std::sync::atomic::Ordering::SeqCst);
+    }
+}

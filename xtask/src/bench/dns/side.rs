@@ -1,0 +1,242 @@
+//! The resolvers of the comparison, each in a namespace of its own, all alive at the same time.
+
+use super::{
+    generator::{Ask, Kind},
+    messages,
+    upstream::{self, Upstream},
+};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use lab::{Cgroup, Lab, Netns, Running};
+use serde::Deserialize;
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Resolver {
+    Dnsmasq,
+    /// It puts each address into an nftables set before it answers: its way of doing our job.
+    DnsmasqNftset,
+    Unbound,
+    Egressd,
+}
+
+impl Resolver {
+    pub(super) const ALL: [Self; 4] = [Self::Dnsmasq, Self::DnsmasqNftset, Self::Unbound, Self::Egressd];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Dnsmasq => "dnsmasq",
+            Self::DnsmasqNftset => "dnsmasq --nftset",
+            Self::Unbound => "unbound",
+            Self::Egressd => "egressd",
+        }
+    }
+}
+
+/// How long a resolver may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One side, ready to be asked.
+pub(super) struct Side {
+    pub(super) resolver: Resolver,
+    generator: Generator,
+    server: Running,
+    _upstream: Upstream,
+    // Last, because the others live in what it made.
+    _world: World,
+}
+
+struct World {
+    lab: Lab,
+    netns: Netns,
+    cgroup: Cgroup,
+}
+
+impl World {
+    fn new() -> Self {
+        let lab = Lab::without_capture();
+        Self { netns: Netns::new(), cgroup: lab.cgroup().child("bench"), lab }
+    }
+
+    fn spawn(&self, words: &[&str]) -> Result<Running> {
+        let (program, arguments) = words.split_first().context("no words")?;
+        let mut command = self.netns.command(program);
+        command.args(arguments);
+        Ok(Running::spawn(command))
+    }
+
+    fn dnsmasq(&self, more: &[&str]) -> Result<Running> {
+        let server = format!("--server={}#{}", upstream::ADDRESS.ip(), upstream::ADDRESS.port());
+        let words = [
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--listen-address=127.0.0.1",
+            "--bind-interfaces",
+            "--user=",
+            "--pid-file=",
+            "--log-facility=-",
+            "--cache-size=10000",
+            "--dns-forward-max=1000",
+            &server,
+        ];
+        self.spawn(&[&words, more].concat())
+    }
+
+    fn nftset(&self) -> Result<()> {
+        let rules =
+            self.lab.file("bench.nft", "table inet bench {\n set permitted { type ipv4_addr; size 65535; }\n}\n");
+        let output = self.netns.command("nft").arg("-f").arg(&rules).output().context("cannot run nft")?;
+        ensure!(output.status.success(), "nft -f: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
+    fn unbound(&self) -> Result<Running> {
+        let text = format!(
+            "server:\n do-daemonize: no\n use-syslog: no\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n directory: \"/\"\n \
+             num-threads: 1\n interface: 127.0.0.1\n module-config: \"iterator\"\n do-not-query-localhost: no\n \
+             local-zone: \"test.\" nodefault\n outgoing-range: 4096\n num-queries-per-thread: 2048\n\
+             remote-control:\n control-enable: no\n\
+             forward-zone:\n name: \".\"\n forward-addr: {}@{}\n",
+            upstream::ADDRESS.ip(),
+            upstream::ADDRESS.port()
+        );
+        let configuration = self.lab.file("unbound.conf", &text);
+        self.spawn(&["unbound", "-d", "-p", "-c", &configuration.to_string_lossy()])
+    }
+
+    fn egressd(&self, program: &Path, names: impl Iterator<Item = String>, cgroups: &[&Cgroup]) -> Running {
+        let quoted: Vec<String> = names.map(|name| format!("  \"{name}\",\n")).collect();
+        let policy = format!(
+            "version = 1\n[allow]\nnames = [\n{}]\n[dns]\nservers = [\"{}\"]\npre_resolve = \"off\"\n",
+            quoted.concat(),
+            upstream::ADDRESS
+        );
+        let policy = self.lab.file("bench.toml", &policy);
+        let (state, pin) = (self.lab.state_dir(), self.lab.pin_dir());
+        let mut command = self.netns.command(program);
+        command.args([&policy, &state, &pin]).args(cgroups.iter().map(|cgroup| cgroup.path()));
+        let mut running = Running::spawn(command);
+        running.says("after_kib", PATIENCE);
+        running
+    }
+}
+
+/// What `tests/examples/names.rs` prints.
+#[derive(Deserialize)]
+struct Idle {
+    before_kib: f64,
+    after_kib: f64,
+}
+
+/// Resident memory of a process with so many sandboxes, each with its own name service, that nobody asks: KiB above what
+/// it had before the first.
+pub(super) fn idle(program: &Path, sandboxes: usize) -> Result<f64> {
+    let world = World::new();
+    let cgroups: Vec<Cgroup> = (0..sandboxes).map(|number| world.cgroup.child(&number.to_string())).collect();
+    let names = std::iter::once("ok.test".to_owned());
+    let running = world.egressd(program, names, &cgroups.iter().collect::<Vec<_>>());
+    let said = running.stdout();
+    let Idle { before_kib, after_kib } = serde_json::from_str(said.trim()).context("names told no figures")?;
+    let output = running.finish(PATIENCE);
+    ensure!(output.code == Some(0), "names: {output}");
+    Ok(after_kib - before_kib)
+}
+
+impl Side {
+    pub(super) fn new(resolver: Resolver, program: &Path) -> Result<Self> {
+        let world = World::new();
+        let upstream = Upstream::start(&world.netns)?;
+        let server = match resolver {
+            Resolver::Dnsmasq => world.dnsmasq(&[])?,
+            Resolver::DnsmasqNftset => {
+                world.nftset()?;
+                world.dnsmasq(&["--nftset=/bench.test/4#inet#bench#permitted"])?
+            }
+            Resolver::Unbound => world.unbound()?,
+            Resolver::Egressd => world.egressd(program, messages::allowed(), &[&world.cgroup]),
+        };
+        let generator = Generator::start(&world, resolver)?;
+        let mut side = Self { resolver, generator, server, _upstream: upstream, _world: world };
+        side.answers()?;
+        Ok(side)
+    }
+
+    /// Waits until it answers.
+    fn answers(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.ask(Ask { kind: Kind::Hit, count: 1, outstanding: 1 }) {
+            if !self.server.is_alive() || Instant::now() > deadline {
+                bail!("{} does not answer: {error:#}\n{}", self.resolver.name(), self.server.said());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    pub(super) fn ask(&mut self, ask: Ask) -> Result<f64> {
+        self.generator.ask(ask)
+    }
+
+    /// `VmRSS` of proc(5), whose unit is KiB.
+    pub(super) fn resident_kib(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.server.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        // The cgroup has to be empty before egressd leaves it.
+        self.generator.end();
+        if self.resolver == Resolver::Egressd {
+            self.server.feed(b"");
+            let deadline = Instant::now() + PATIENCE;
+            while self.server.is_alive() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+struct Generator {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Generator {
+    fn start(world: &World, resolver: Resolver) -> Result<Self> {
+        // In a sandbox whichever server is asked, egressd answers.
+        let ip = if resolver == Resolver::Egressd { Ipv4Addr::new(203, 0, 113, 53) } else { Ipv4Addr::LOCALHOST };
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["ask", &SocketAddr::from((ip, 53)).to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        world.netns.place(&mut command);
+        world.cgroup.place(&mut command);
+        let mut child = command.spawn().context("cannot start the generator")?;
+        let answers = BufReader::new(child.stdout.take().context("stdout is not a pipe")?);
+        Ok(Self { child, answers })
+    }
+
+    fn ask(&mut self, ask: Ask) -> Result<f64> {
+        let stdin = self.child.stdin.as_mut().context("the generator has ended")?;
+        writeln!(stdin, "{}", serde_json::to_string(&ask)?)?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        line.trim().parse().map_err(|_| anyhow!("{}", line.trim()))
+    }
+
+    fn end(&mut self) {
+        self.child.stdin = None;
+        let _status = self.child.wait();
+    }
+}
