@@ -29,14 +29,13 @@ pub(super) struct PolicyFlags {
     #[arg(long, value_name = "SERVER", env = "EGRESSD_DNS", hide_env_values = true, value_delimiter = '\n')]
     dns: Vec<String>,
     /// Resolve exact names before the start: require (fail if one does not; alone it means that), warn (the default: in the
-    /// background) or off, e.g. --pre-resolve=off
+    /// background) or off, e.g. --pre-resolve off
     #[arg(
         long,
         value_name = "HOW",
         env = "EGRESSD_PRE_RESOLVE",
         hide_env_values = true,
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "require"
     )]
     pre_resolve: Option<How>,

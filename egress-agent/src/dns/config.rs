@@ -176,7 +176,7 @@ pub enum DnsError {
         source: io::Error,
     },
     /// Names that the policy spells out, and that have no address before the start.
-    #[error("no address for {}: correct or remove the name, or start without it by --pre-resolve=warn", each(.names))]
+    #[error("no address for {}: correct or remove the name, or start without it by --pre-resolve warn", each(.names))]
     Unresolved {
         /// In the order of the policy.
         names: Vec<Unresolved>,

@@ -5,9 +5,9 @@
 
 use super::event::{Event, Kind, Verdict};
 use egress_common::event::EVENTS_PER_SECOND;
+use lru::LruCache;
 use std::{
     borrow::Cow,
-    collections::HashMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -42,10 +42,17 @@ impl Held {
 }
 
 /// The events of one sandbox that were reported less than [`WINDOW`] ago.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fold {
-    held: HashMap<Key, Held>,
+    /// In the order of their windows: what is touched is not moved, only what begins anew.
+    held: LruCache<Key, Held>,
     limit: Limit,
+}
+
+impl Default for Fold {
+    fn default() -> Self {
+        Self { held: LruCache::unbounded(), limit: Limit::default() }
+    }
 }
 
 /// How many were reported in the second that began at `since`, and what was not.
@@ -69,20 +76,21 @@ impl Fold {
         };
         let count = event.count.unwrap_or(1);
         let mut reports = Vec::new();
-        if let Some(held) = self.held.get_mut(&key) {
+        if let Some(held) = self.held.peek_mut(&key) {
             if now.saturating_duration_since(held.since) < WINDOW {
                 held.count += count;
                 held.latest = Some(event);
                 return reports;
             }
             let total = std::mem::take(&mut held.count) + count;
-            *held = Held { since: now, latest: None, count: 0 };
             reports.push(Event { count: Some(total), ..event });
         } else {
-            reports.extend(self.make_room());
-            self.held.insert(key, Held { since: now, latest: None, count: 0 });
+            if self.held.len() >= CAPACITY {
+                reports.extend(self.held.pop_lru().and_then(|(_, held)| held.into_event()));
+            }
             reports.push(event);
         }
+        self.held.put(key, Held { since: now, latest: None, count: 0 });
         self.limit.pass(reports, now)
     }
 
@@ -99,19 +107,14 @@ impl Fold {
         all
     }
 
+    /// The oldest, as long as they are over.
     fn take(&mut self, over: impl Fn(&Held) -> bool) -> Vec<Event> {
-        let mut events: Vec<_> =
-            self.held.extract_if(|_, held| over(held)).filter_map(|(_, held)| held.into_event()).collect();
+        let mut events = Vec::new();
+        while self.held.peek_lru().is_some_and(|(_, held)| over(held)) {
+            events.extend(self.held.pop_lru().and_then(|(_, held)| held.into_event()));
+        }
         events.sort_by_key(|event| event.time);
         events
-    }
-
-    fn make_room(&mut self) -> Option<Event> {
-        if self.held.len() < CAPACITY {
-            return None;
-        }
-        let oldest = self.held.iter().min_by_key(|(_, held)| held.since).map(|(key, _)| key.clone())?;
-        self.held.remove(&oldest)?.into_event()
     }
 }
 
