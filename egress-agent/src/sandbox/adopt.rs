@@ -24,6 +24,7 @@ use crate::{
         attach::{CGROUP_HOOKS, Hooked, held},
         bpffs::PinRoot,
         detach::pinned_links,
+        device::DeviceWatch,
         netns::Netns,
         records::Records,
         state_dir::StateDir,
@@ -40,7 +41,7 @@ use crate::{
 use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
 };
 
@@ -82,17 +83,10 @@ impl Sandbox {
         if sandbox.nonce != record.nonce || cgroup.id() != record.cgroup_id {
             return Err(unknown());
         }
-        let host = Netns::current()?;
-        if record.own_netns && host.cookie()? != record.host_netns {
-            return Err(Error::HostNetns { name: record.name });
-        }
         let identity = Identity { slot: SLOT, reserved: 0, nonce: record.nonce };
         let links = pins.join("links");
         let hooks = whole(&record, &links)?;
-        let devices = Devices::resume(&tables, identity, links, host, &record, directories)?;
-        if let Some(hook) = devices.missing()? {
-            return Err(Error::HookGone { name: record.name, hook });
-        }
+        let devices = devices_of(&record, &tables, identity, links, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
         let plan = Plan::resumed(&record, &cgroup, &policy, &sandbox, Tables::capacity(&maps)?)?;
@@ -152,16 +146,7 @@ impl Sandbox {
         }
         let record = Arc::new(Mutex::new(record));
         // Last: its thread waits for the lock that we hold, and whoever drops it waits for the thread.
-        let following = Following {
-            devices: Arc::clone(&kernel.devices),
-            record: Arc::clone(&record),
-            plan: plan.clone(),
-            // Only in egressd's own network namespace, where nothing is followed, does it matter.
-            privileged: false,
-            directories: directories.clone(),
-            last: None,
-        };
-        let device_watch = following.start()?;
+        let device_watch = follow(&kernel, &record, &plan, directories)?;
         sink.emit(&about(Kind::Adopt, &subject));
         Ok(Self {
             kernel,
@@ -199,4 +184,41 @@ fn whole(record: &Record, links: &Path) -> Result<Vec<Hooked>, Error> {
         return Err(Error::HookGone { name: record.name.clone(), hook: hook.to_owned() });
     }
     Ok(held(links, CGROUP_HOOKS.iter().map(|hook| hook.name))?)
+}
+
+/// The devices that it was attached with, where they are to be seen.
+fn devices_of(
+    record: &Record,
+    tables: &Arc<Tables>,
+    identity: Identity,
+    links: PathBuf,
+    directories: &Directories,
+) -> Result<Devices, Error> {
+    let host = Netns::current()?;
+    if record.own_netns && host.cookie()? != record.host_netns {
+        return Err(Error::HostNetns { name: record.name.clone() });
+    }
+    let devices = Devices::resume(tables, identity, links, host, record, directories)?;
+    match devices.missing()? {
+        Some(hook) => Err(Error::HookGone { name: record.name.clone(), hook }),
+        None => Ok(devices),
+    }
+}
+
+fn follow(
+    kernel: &Kernel,
+    record: &Arc<Mutex<Record>>,
+    plan: &Plan,
+    directories: &Directories,
+) -> Result<Option<DeviceWatch>, Error> {
+    let following = Following {
+        devices: Arc::clone(&kernel.devices),
+        record: Arc::clone(record),
+        plan: plan.clone(),
+        // Only in egressd's own network namespace, where nothing is followed, does it matter.
+        privileged: false,
+        directories: directories.clone(),
+        last: None,
+    };
+    following.start()
 }
