@@ -3,7 +3,10 @@
 
 #![allow(
     unreachable_pub,
+    clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
+    clippy::format_collect,
+    clippy::format_push_string,
     clippy::redundant_closure_for_method_calls,
     clippy::result_large_err,
     clippy::expect_used,
