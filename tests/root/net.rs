@@ -345,7 +345,8 @@ fn a_device_that_comes_later_is_delivered_within_a_second() {
     ip(&host, "link del v0");
     await_delivery(&delivered, "the end of the first pair", |found| found.devices.is_empty());
     drop(watch);
-    assert!(delivered.recv().is_err());
+    // What was found again may have been told again; then it ends.
+    assert!(delivered.iter().all(|found| found.devices.is_empty()));
 }
 
 #[test]
