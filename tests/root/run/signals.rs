@@ -61,14 +61,23 @@ fn follower() {
 }
 
 /// How one of the inner parts is started. All signals are blocked from its first instruction on: the harness starts threads
-/// before the test can do it.
-fn inner_argv(test: &str) -> [String; 7] {
+/// before the test can do it. What a shell made its background jobs ignore, CMD would ignore too.
+fn inner_argv(test: &str) -> [String; 8] {
     let this = std::env::current_exe().unwrap();
-    ["env", "--block-signal", this.to_str().unwrap(), "--exact", "--nocapture", "--test-threads=1", test]
-        .map(str::to_owned)
+    [
+        "env",
+        "--default-signal=INT,QUIT",
+        "--block-signal",
+        this.to_str().unwrap(),
+        "--exact",
+        "--nocapture",
+        "--test-threads=1",
+        test,
+    ]
+    .map(str::to_owned)
 }
 
-fn follower_argv() -> [String; 7] {
+fn follower_argv() -> [String; 8] {
     inner_argv("run::signals::follower")
 }
 
