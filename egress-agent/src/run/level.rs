@@ -24,6 +24,8 @@ pub enum Missing {
     Capabilities(Vec<String>),
     /// A network capability without an enforced device.
     CapabilitiesWithoutDevice(Vec<String>),
+    /// CAP_NET_ADMIN of the host's user namespace: `run` makes none for CMD.
+    NetAdmin,
     /// A cgroup above belongs to CMD's user.
     Delegated(PathBuf),
     /// No pid namespace of its own: processes of the same user can be seen, signalled and traced. One that is traced makes calls
@@ -47,6 +49,9 @@ pub fn level(sandbox: Reached, footing: Footing<'_>) -> Reached {
         against.push(Missing::Capabilities(footing.caps.names()));
     } else if !footing.caps.is_empty() && !device {
         against.push(Missing::CapabilitiesWithoutDevice(footing.caps.names()));
+    }
+    if footing.caps.net_admin() {
+        against.push(Missing::NetAdmin);
     }
     if let Some(ancestor) = footing.delegated {
         against.push(Missing::Delegated(ancestor.clone()));
@@ -74,6 +79,10 @@ impl fmt::Display for Missing {
                     names.join(",")
                 )
             }
+            // `rtnl_newlink` in net/core/rtnetlink.c asks for the capability over the namespace in which the device is made.
+            Self::NetAdmin => f.write_str(
+                "net_admin of the host's user namespace makes devices in the host's network namespace (IFLA_TARGET_NETNSID); leave out --keep-cap net_admin",
+            ),
             Self::Delegated(path) => write!(
                 f,
                 "cgroup {} belongs to the command's user, who can move out of the sandbox; use --cgroup with a parent of root's",
@@ -110,7 +119,17 @@ mod tests {
     fn a_plain_user_leaves_the_level_as_it_is() {
         assert_eq!(reached(1000, &[], false, None).text, "L1");
         assert_eq!(reached(1000, &[], true, None).level, Some(Level::L2));
-        assert_eq!(reached(1000, &["net_raw", "net_admin"], true, None).level, Some(Level::L2));
+        assert_eq!(reached(1000, &["net_raw"], true, None).level, Some(Level::L2));
+    }
+
+    /// It was L2 once. But a device that is made on the host's side from inside is followed, not foreseen.
+    #[test]
+    fn net_admin_without_a_user_namespace_of_its_own_is_no_level() {
+        for caps in [&["net_admin"][..], &["net_raw", "net_admin"]] {
+            let reached = reached(1000, caps, true, None);
+            assert_eq!((reached.level, reached.text.as_str()), (None, "none"));
+            assert!(reached.missing[0].contains("IFLA_TARGET_NETNSID"), "{reached:?}");
+        }
     }
 
     #[test]
