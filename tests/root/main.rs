@@ -40,4 +40,5 @@ mod refusals;
 mod reload;
 mod run;
 mod sockets;
+mod together;
 mod verbs;
