@@ -34,7 +34,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
         return Ok(());
     };
     let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-    let sandbox = tables.sandbox(super::SLOT)?;
+    let sandbox = tables.sandbox(record.slot)?;
     if sandbox.nonce != record.nonce {
         return Ok(());
     }
@@ -54,6 +54,10 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
     let links = pins.join("links");
     for link in pinned_links(&links)? {
         detach_link(&links.join(link.name))?;
+    }
+    if Tables::capacity(&pins.join("maps"))?.0 > 1 {
+        record.devices.iter().try_for_each(|device| tables.remove_device(device.ifindex))?;
+        tables.clear(record.slot)?;
     }
     if let Some(host) = host {
         for device in filtered {
