@@ -180,10 +180,12 @@ fn a_cmd_that_ignores_term_is_killed_after_a_while() {
 
 #[test]
 fn a_script_that_signals_its_group_gets_its_signal_once() {
-    let script = "trap 'echo got-TERM' TERM; trap 'echo done; exit 42' USR2; echo ready; kill 0; echo sent
+    // Often, because two copies that come close together are one to the kernel, and one trap to the shell.
+    let script = "trap 'n=$((n + 1))' TERM; trap 'echo done; exit 42' USR2; echo ready
+for i in $(seq 50); do kill 0; /bin/true; /bin/true; done; echo got-$n
 while :; do sleep 1000 & wait $!; done";
     let follower = Follower::start(script, |_| {});
-    for line in ["ready", "got-TERM", "sent"] {
+    for line in ["ready", "got-50"] {
         follower.expect(line);
     }
     follower.send(Signal::SIGUSR2);
