@@ -4,7 +4,7 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::rule_lines,
+    attach::{Builder, rule_lines},
     build::ABI,
     devices::{Devices, Following},
     end::give_back_listener,
@@ -12,7 +12,7 @@ use super::{
     live::{AtDrop, Kernel, Sandbox},
     names::{Listening, Serving},
     permits::Permits,
-    plan::Plan,
+    plan::{Plan, open_netns},
     record::{Record, RuleLine},
     recover,
     reporter::{Reporting, about},
@@ -158,6 +158,24 @@ impl Sandbox {
             directories: directories.clone(),
             at_drop: AtDrop::Leave,
         })
+    }
+}
+
+impl Builder {
+    /// What cannot be had of it leaves it as it was: closed, with its policy, and nobody's.
+    pub(super) fn take_over(self, left: &Record, cgroup: &Cgroup) -> Result<Sandbox, Error> {
+        let mut sandbox = Sandbox::adopt(&left.name, &self.directories)?;
+        if let Some(path) = &self.netns
+            && open_netns(path)?.cookie()? != sandbox.plan.facts.netns_cookie
+        {
+            return Err(Error::OtherNetns { name: left.name.clone(), netns: path.clone() });
+        }
+        let reached = sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?;
+        self.refuse_below(&reached)?;
+        sandbox.update(self.policy)?;
+        sandbox.resolve_ahead()?;
+        sandbox.at_drop = AtDrop::Detach;
+        Ok(sandbox)
     }
 }
 

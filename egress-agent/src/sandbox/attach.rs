@@ -10,7 +10,7 @@ use super::{
     live::{AtDrop, Kernel, Sandbox},
     names::{Listening, Serving},
     permits::Permits,
-    plan::{Plan, lasting, open_netns},
+    plan::{Plan, lasting},
     record::{Record, RuleLine},
     reporter::{Reporting, about},
     seat::{Seat, Wanted},
@@ -44,8 +44,8 @@ pub struct Builder {
     cgroup: Option<PathBuf>,
     pub(super) netns: Option<PathBuf>,
     pub(super) device: Option<String>,
-    directories: Directories,
-    strict: bool,
+    pub(super) directories: Directories,
+    pub(super) strict: bool,
     require: Option<Level>,
     pub(super) raw_sockets: bool,
     privileged: bool,
@@ -193,22 +193,6 @@ impl Builder {
         made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
     }
 
-    /// What cannot be had of it leaves it as it was: closed, with its policy, and nobody's.
-    fn take_over(self, left: &Record, cgroup: &Cgroup) -> Result<Sandbox, Error> {
-        let mut sandbox = Sandbox::adopt(&left.name, &self.directories)?;
-        if let Some(path) = &self.netns
-            && open_netns(path)?.cookie()? != sandbox.plan.facts.netns_cookie
-        {
-            return Err(Error::OtherNetns { name: left.name.clone(), netns: path.clone() });
-        }
-        let reached = sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?;
-        self.refuse_below(&reached)?;
-        sandbox.update(self.policy)?;
-        sandbox.resolve_ahead()?;
-        sandbox.at_drop = AtDrop::Detach;
-        Ok(sandbox)
-    }
-
     fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
@@ -341,7 +325,7 @@ impl Builder {
         record
     }
 
-    fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
+    pub(super) fn refuse_below(&self, reached: &Reached) -> Result<(), Error> {
         match self.require {
             Some(wanted) if reached.level.is_none_or(|level| level < wanted) => {
                 Err(Error::Require { wanted, reached: reached.text.clone(), missing: reached.missing.join("; ") })
