@@ -2,7 +2,7 @@
 
 use super::{
     lab::{Lab, addresses, allow, config, ips},
-    scripted::{Asked, Upstream, address, whole},
+    scripted::{Upstream, address, good, whole},
 };
 use crate::dns::{DnsError, Name, NotResolved, UpstreamError};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
@@ -15,12 +15,6 @@ const NAME: &str = "api.example.test";
 
 fn names(texts: &[&str]) -> Vec<Name> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
-}
-
-fn good(asked: &Asked) -> Vec<Vec<u8>> {
-    let records =
-        if asked.qtype() == RecordType::A { vec![address(&asked.name(), 60, "198.51.100.7")] } else { vec![] };
-    whole(&asked.reply(records))
 }
 
 /// Each name that was refused, and why.
