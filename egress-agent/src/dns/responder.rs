@@ -145,7 +145,7 @@ impl Responder {
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             queue: Semaphore::new(MAX_QUEUED),
             renewals: Arc::new(Semaphore::new(ahead::RENEWALS)),
-            twins: Twins::default(),
+            twins: Twins::new(),
             defect: Notify::new(),
         }
     }
