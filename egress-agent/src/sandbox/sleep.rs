@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn sleep_is_what_one_clock_counts_and_the_other_does_not() {
         let mut sleep = Sleep { seen: s(10) };
-        let mut between = |boottime: Duration, monotonic| sleep.since(boottime - monotonic);
+        let mut between = |boottime: Duration, monotonic| sleep.since(boottime.saturating_sub(monotonic));
         assert_eq!(between(s(110), s(100)), None);
         assert_eq!(between(s(3110), s(3100)), None, "awake for long");
         assert_eq!(between(s(6711), s(3101)), Some(s(3600)));
