@@ -3,7 +3,7 @@
 
 use super::{
     Answers, Client, Clients, Config, DnsEvent, DnsEvents, Name, NameVerdict, Names, PermitError, Permits, Protected,
-    answer, relay,
+    Written, answer, relay,
     responder::{Peer, Responder, State, Step, TCP, UDP},
     upstream::Schedule,
     wire::{self, Query},
@@ -24,8 +24,8 @@ impl Names for Rules {
 struct Nobody;
 
 impl Permits for Nobody {
-    fn permit(&self, _: u64, _: &Name, _: &[IpAddr], _: &[usize], _: Duration) -> Result<bool, PermitError> {
-        Ok(true)
+    fn permit(&self, _: u64, _: &Name, _: &[IpAddr], _: &[usize], _: Duration) -> Result<Written, PermitError> {
+        Ok(Written { new: true, ..Written::default() })
     }
 
     fn names_of(&self, _: IpAddr) -> Vec<String> {

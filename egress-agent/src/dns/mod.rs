@@ -46,7 +46,7 @@ pub use counters::Counts;
 pub use event::{Client, Clients, Denial, DnsEvent, DnsEvents, Reason};
 pub use exchange::UpstreamError;
 pub use name::{Labels, Name, NameError};
-pub use permits::{NameVerdict, Names, PermitError, Permits};
+pub use permits::{NameVerdict, Names, PermitError, Permits, Written};
 pub use rebinding::{Answers, Protected, is_public};
 pub use resolv_conf::host_servers;
 pub use server::Server;

@@ -7,7 +7,7 @@ use super::{
     gate::Refusal,
     lifetime,
     name::Name,
-    permits::{NameVerdict, PermitError},
+    permits::{NameVerdict, PermitError, Written},
     rebinding::is_public,
     reply::{self, Content, Ede, Records},
     resolve::STALE_TTL,
@@ -169,8 +169,11 @@ impl Responder {
         }
         drop(current);
         match result {
-            Ok(new) => {
+            Ok(Written { new, evicted }) => {
                 self.counters.permitted.add(1);
+                for address in evicted {
+                    self.events.dns_event(DnsEvent::Evicted { name: name.clone(), address });
+                }
                 if new {
                     let (name, rules) = (name.clone(), miss.rules.clone());
                     self.events.dns_event(DnsEvent::Permitted { name, addresses, rules, life, server });

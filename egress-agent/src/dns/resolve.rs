@@ -159,6 +159,9 @@ impl Responder {
         let _turn = self.turn(asker).await?;
         self.counters.forwarded.add(1);
         let asked = self.chase(state, key).await.map(Arc::new).map_err(Unknown::Upstream);
+        if asked.as_ref().is_ok_and(|known| matches!(known.found, Found::NxDomain)) {
+            self.events.dns_event(DnsEvent::NoSuchName { name: key.name.clone() });
+        }
         let mut cache = self.cache();
         match &asked {
             // Nothing that servers of an earlier policy said: whoever replaces them clears the cache afterwards.

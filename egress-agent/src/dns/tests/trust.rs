@@ -165,6 +165,12 @@ fn f04_nxdomain_is_final_and_keeps_its_time() {
     let answer = lab.ask_a(NAME);
     assert_eq!((answer.metadata.response_code, answer.authorities[0].ttl), (ResponseCode::NXDomain, 5));
     assert_eq!(ede(&answer), None, "not a denial");
+    let told =
+        |event: &DnsEvent| matches!(event, DnsEvent::NoSuchName { name } if name.to_string() == NAME).then_some(());
+    lab.records.event(told);
+    lab.ask_a(NAME);
+    let events = lab.records.events();
+    assert_eq!((events.iter().filter_map(told).count(), events.len()), (1, 1), "told when it is learned");
     assert!(second.asked().is_empty());
 }
 
