@@ -1,6 +1,7 @@
 //! Names as real clients ask for them: the layers C and K of the DNS half's cases, and the acceptance tests on names.
 
 mod acceptance;
+mod channel;
 mod clients;
 mod forwarders;
 mod lifecycle;

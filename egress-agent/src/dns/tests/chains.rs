@@ -163,6 +163,18 @@ fn d09_d12_the_policy_opens_private_ranges_but_nothing_protected() {
 }
 
 #[test]
+fn d12_no_name_opens_an_upstream() {
+    let records = ["198.51.100.53", "198.51.100.7"].map(|text| address(NAME, 60, text)).to_vec();
+    let upstream = sections(records, vec![], vec![]);
+    // The first one answers: the second is only named.
+    let lab = Lab::with(config(allow(&[NAME]), &[upstream.address, ([198, 51, 100, 53], 53).into()]));
+    assert_eq!(addresses(&lab.ask_a(NAME)), ips(&["198.51.100.7"]));
+    assert_eq!(lab.records.permits()[0].addresses, ips(&["198.51.100.7"]));
+    let lab = Lab::with(config(allow(&[NAME]), &[upstream.address]));
+    assert_eq!(addresses(&lab.ask_a(NAME)).len(), 2, "anybody else's address is open");
+}
+
+#[test]
 fn d13_https_has_no_data_and_is_not_forwarded() {
     let upstream = sections(vec![good()], vec![], vec![]);
     let lab = lab(&upstream);
