@@ -39,6 +39,8 @@ pub struct Config {
     pub queries_per_second: u32,
     /// CNAMEs stay in answers, and their targets may be asked for while the answer lives, A and AAAA alone.
     pub keep_chains: bool,
+    /// SVCB and HTTPS are answered, without what leads past this resolver. Otherwise they have no data.
+    pub services: bool,
     /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
     /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
     /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.
@@ -237,7 +239,7 @@ impl NotResolved {
     pub(super) fn no_address(known: &Known) -> Self {
         match known.found {
             Found::Addresses { .. } => Self::Closed,
-            Found::NoData => Self::NoAddress,
+            Found::NoData | Found::Services(_) => Self::NoAddress,
             Found::NxDomain => Self::NoSuchName,
             Found::TooLong => Self::TooLong,
         }

@@ -82,6 +82,7 @@ impl FromClient {
             grace: policy.dns.grace,
             queries_per_second: u32::MAX,
             keep_chains: false,
+            services: false,
             observe: false,
         };
         let state = State::new(config, Schedule::default(), None);

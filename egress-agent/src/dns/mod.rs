@@ -34,6 +34,7 @@ mod resolve;
 mod responder;
 mod serve;
 mod server;
+mod services;
 mod special;
 mod stream;
 mod tunnel;

@@ -100,6 +100,7 @@ impl Responder {
                 let answer = Answer { name, chain, ttl, server: *server };
                 return self.release(miss, &answer, addresses, out);
             }
+            (Found::Services(data), None) => found(Records::Services { data, ttl: lifetime::answer_ttl(ttl) }),
             (Found::NoData, None) => Content::nodata(lifetime::negative_ttl(ttl), None),
             (Found::NxDomain, None) => Content::nxdomain(lifetime::negative_ttl(ttl), None),
             (Found::TooLong, None) => Content::fail(Ede::CHAIN),

@@ -63,7 +63,7 @@ impl Responder {
 
     async fn resolve(self: &Arc<Self>, miss: &Miss, out: &mut Vec<u8>) -> Result<(), Outdated> {
         let key = miss.key();
-        if !gate::is_address(key.qtype) {
+        if !gate::is_address(key.qtype) && !gate::is_service(key.qtype) {
             self.relay(miss, &key, out).await;
             return Ok(());
         }
@@ -214,6 +214,7 @@ impl Responder {
             known.hops.extend(walk.hops);
             known.found = match walk.end {
                 End::Addresses(addresses) => Found::Addresses { addresses, server },
+                End::Services(records) => Found::Services(records),
                 End::NoData(life) => {
                     known.ttl = known.ttl.min(life);
                     Found::NoData

@@ -269,7 +269,10 @@ impl Responder {
 
     /// By what a question goes upstream; otherwise its answer is in `out`.
     pub(super) fn judge(&self, query: &Query, peer: Peer, state: &State, out: &mut Vec<u8>) -> Option<Pass> {
-        let decision = gate::decide(&query.question, &*state.config.names, state.config.observe);
+        let decision = {
+            let Config { names, observe, services, .. } = &state.config;
+            gate::decide(&query.question, &**names, *observe, *services)
+        };
         let qtype = query.question.qtype();
         if let Decision::Deny(Refusal { rule: None, reason: Reason::Unlisted | Reason::Ancestor | Reason::Local }) =
             &decision

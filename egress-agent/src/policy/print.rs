@@ -1,6 +1,6 @@
 //! [`Policy`] -> canonical TOML.
 
-use super::{AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve};
+use super::{AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve, Services};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use std::net::SocketAddr;
@@ -46,6 +46,7 @@ struct DnsTable<'a> {
     queries_per_second: u32,
     pre_resolve: &'a str,
     cname: &'a str,
+    svcb: &'a str,
 }
 
 #[derive(Serialize)]
@@ -105,6 +106,7 @@ impl Policy {
                 queries_per_second: self.dns.queries_per_second,
                 pre_resolve: self.dns.pre_resolve.name(),
                 cname: self.dns.cname.name(),
+                svcb: self.dns.svcb.name(),
             },
             reload: ReloadTable { established: self.established.name() },
         };
@@ -147,6 +149,16 @@ impl Established {
         match self {
             Self::Cut => "cut",
             Self::Keep => "keep",
+        }
+    }
+}
+
+impl Services {
+    /// As a policy writes it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Sanitised => "sanitised",
         }
     }
 }

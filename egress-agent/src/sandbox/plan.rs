@@ -13,7 +13,7 @@ use crate::{
     },
     dns,
     level::{Level, Reached},
-    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach},
+    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach, Services},
 };
 use egress_common::{
     addr::Addr,
@@ -167,6 +167,7 @@ impl Plan {
             grace: policy.dns.grace,
             queries_per_second: policy.dns.queries_per_second,
             keep_chains: policy.dns.cname == Cnames::Keep,
+            services: policy.dns.svcb == Services::Sanitised,
             observe: policy.mode == Mode::Observe,
         }
     }

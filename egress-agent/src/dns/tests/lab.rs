@@ -176,6 +176,7 @@ pub(crate) fn config(rules: Rules, servers: &[SocketAddr]) -> Config {
         grace: Duration::from_secs(120),
         queries_per_second: 100_000,
         keep_chains: false,
+        services: false,
         observe: false,
     }
 }

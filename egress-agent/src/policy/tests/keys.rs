@@ -1,6 +1,6 @@
 //! Every documented key: flipped once, refused once, with its position.
 
-use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Warning};
+use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Services, Warning};
 use std::time::Duration;
 
 fn toml(text: &str) -> Policy {
@@ -44,6 +44,7 @@ fn every_key_changes_what_it_names() {
     assert_eq!(dns.answers, Answers::Nets(vec!["10.2.0.0/16".parse().unwrap()]));
     assert_eq!((dns.permit_min, dns.permit_max), (Duration::from_secs(10), Duration::from_mins(10)));
     assert_eq!((dns.grace, dns.queries_per_second, dns.cname), (Duration::ZERO, 77, Cnames::Keep));
+    assert_eq!(dns.svcb, Services::Sanitised);
     let position = full.allow.names.first().and_then(|rule| rule.at.clone()).unwrap();
     assert_eq!(position.to_string(), "policy:10:12");
 
@@ -89,6 +90,7 @@ grace = "0s"
 queries_per_second = 77
 pre_resolve = "off"
 cname = "keep"
+svcb = "sanitised"
 [reload]
 established = "keep"
 "#;
@@ -198,6 +200,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[dns]\nqueries_per_second = 0", "dns.queries_per_second: 0, but allowed is a number from 1 to 5000"),
         ("[dns]\nqueries_per_second = 5001", "from 1 to 5000"),
         ("[dns]\npre_resolve = \"on\"", "dns.pre_resolve: \"on\""),
+        ("[dns]\nsvcb = \"all\"", "dns.svcb: \"all\", but allowed is \"none\" or \"sanitised\""),
         ("[dns]\ncname = true", "dns.cname: true, but allowed is \"flatten\" or \"keep\""),
         ("[bandwidth]\negress = \"100mbit\"", "policy:2:1: bandwidth.egress = \"100mbit\": this build cannot enforce"),
         ("[bandwidth]\nbudget = \"10GB\"", "bandwidth.budget"),
