@@ -27,6 +27,8 @@ pub(super) const LEARNED_AT_MOST: usize = AT_MOST;
 /// How long an expired permit stays in the map, so that a denial can still say that it expired.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// Now, on the clock by which the kernel half judges expiry.
 pub(super) fn now_ns() -> u64 {
     // CLOCK_MONOTONIC_COARSE always exists on Linux; at the end of time everything has expired.
@@ -230,11 +232,15 @@ fn canonical(address: IpAddr) -> IpAddr {
     Addr::from(address).routed().to_ip()
 }
 
-/// The grant of a rule that is there already lives as long as the later of both; a new one takes a free place, else that
+/// The grant of a rule that is there already lives as long as the later of both, but for what is not worth a write: answers
+/// from the cache move the end by less than their TTL's second. A new one takes a free place, else that
 /// of the learned grant which ends first, and then this is true. Grants of the policy itself are never evicted.
 fn add(permit: &mut Permit, grant: Grant, now: u64) -> bool {
     if let Some(same) = permit.grants.iter_mut().find(|held| held.rule == grant.rule) {
-        same.expires_ns = same.expires_ns.max(grant.expires_ns);
+        let life = grant.expires_ns.saturating_sub(now);
+        if grant.expires_ns > same.expires_ns.saturating_add((life / 8).min(SECOND_NS)) {
+            same.expires_ns = grant.expires_ns;
+        }
         return false;
     }
     if let Some(free) = permit.grants.iter_mut().find(|held| held.rule.is_none() || held.expires_ns <= now) {
@@ -285,6 +291,13 @@ mod tests {
         assert_eq!(permit.grants[0], grant(1, 500));
         assert!(!add(&mut permit, grant(1, 600), 100));
         assert_eq!(permit.grants[0], grant(1, 600));
+        assert!(!add(&mut permit, grant(1, 601), 100));
+        assert_eq!(permit.grants[0], grant(1, 600), "an eighth of a life, at most a second, is not worth a write");
+        permit.grants[0] = grant(1, 100 * SECOND_NS);
+        assert!(!add(&mut permit, grant(1, 101 * SECOND_NS), 100));
+        assert_eq!(permit.grants[0], grant(1, 100 * SECOND_NS));
+        assert!(!add(&mut permit, grant(1, 101 * SECOND_NS + 1), 100));
+        assert_eq!(permit.grants[0], grant(1, 101 * SECOND_NS + 1));
         assert!(permit.grants[1].rule.is_none());
     }
 
