@@ -10,7 +10,11 @@ use super::{
 };
 use crate::policy::{NameTable, Policy};
 use hickory_proto::op::Message;
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 struct Rules(NameTable);
 
@@ -74,7 +78,7 @@ impl FromClient {
         let config = Config {
             names: Arc::new(Rules(NameTable::new(&policy))),
             generation: 1,
-            servers: vec![([192, 0, 2, 53], 53).into()],
+            servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)).into()],
             answers: Answers::Public,
             protected: Protected::default(),
             permit_min: policy.dns.permit_min,
@@ -85,7 +89,7 @@ impl FromClient {
             services: false,
             observe: false,
         };
-        let state = State::new(config, Schedule::default(), None);
+        let state = State::new(config, Schedule::default(), None).expect("a server in the clear");
         let responder = Responder::new(state, Arc::new(Nobody), Arc::new(Nobody), Arc::new(Nobody));
         Self { responder: Arc::new(responder), out: Vec::new() }
     }

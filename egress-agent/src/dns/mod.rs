@@ -16,10 +16,15 @@ mod clock;
 mod config;
 mod counters;
 mod derived;
+#[cfg(feature = "encrypted-upstream")]
+mod encrypted;
+#[cfg(not(feature = "encrypted-upstream"))]
+#[path = "encrypted_absent.rs"]
+mod encrypted;
 mod event;
 mod exchange;
 mod flights;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
 mod lifetime;

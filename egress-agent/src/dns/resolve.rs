@@ -242,7 +242,7 @@ impl Responder {
         self.counters.failed.add(1);
         self.counters.malformed.add(u64::from(error == UpstreamError::Malformed));
         let Key { name, qtype } = key.clone();
-        let servers = state.config.servers.clone();
+        let servers = state.config.servers.iter().map(|server| server.address).collect();
         self.events.dns_event(DnsEvent::UpstreamFailed { name, qtype, servers, error });
     }
 }
@@ -250,7 +250,7 @@ impl Responder {
 fn failure(unknown: Unknown) -> Content<'static> {
     Content::fail(match unknown {
         Unknown::Upstream(UpstreamError::Timeout) => Ede::UPSTREAM_SILENT,
-        Unknown::Upstream(UpstreamError::Network(_)) => Ede::UPSTREAM_NETWORK,
+        Unknown::Upstream(UpstreamError::Network(_) | UpstreamError::Certificate) => Ede::UPSTREAM_NETWORK,
         Unknown::Upstream(UpstreamError::Rcode(_)) => Ede::UPSTREAM_FAILED,
         Unknown::Upstream(UpstreamError::Malformed) => Ede::UPSTREAM_MALFORMED,
         Unknown::Busy => Ede::BUSY,

@@ -5,7 +5,7 @@ use super::{
     budget::{Budget, Verdict},
     cache::{Cache, Key},
     clock::Clock,
-    config::Config,
+    config::{Config, DnsError},
     counters::Counters,
     derived::Derived,
     event::{Clients, Denial, DnsEvent, DnsEvents, Reason},
@@ -65,14 +65,14 @@ pub(super) struct State {
 
 impl State {
     /// What was learned of the upstreams is kept where `previous` has the same ones.
-    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Arc<Self> {
+    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Result<Arc<Self>, DnsError> {
         let mut protected = config.protected.clone();
-        protected.extend(config.servers.iter().map(std::net::SocketAddr::ip));
+        protected.extend(config.servers.iter().map(|server| server.address.ip()));
         let upstreams = match previous {
             Some(previous) if previous.config.servers == config.servers => Arc::clone(&previous.upstreams),
-            _ => Arc::new(Upstreams::new(&config.servers, schedule)),
+            _ => Arc::new(Upstreams::new(&config.servers, schedule)?),
         };
-        Arc::new(Self { config, upstreams, protected })
+        Ok(Arc::new(Self { config, upstreams, protected }))
     }
 }
 

@@ -37,6 +37,8 @@ pub mod word {
     pub const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
     /// No DNS server could be reached.
     pub const UPSTREAM_UNREACHABLE: &str = "upstream_unreachable";
+    /// A DNS server's certificate is not trusted.
+    pub const UPSTREAM_UNTRUSTED: &str = "upstream_untrusted";
     /// The DNS servers answered with an error.
     pub const UPSTREAM_ERROR: &str = "upstream_error";
     /// The DNS servers answered with what is no answer.
@@ -151,6 +153,7 @@ const fn upstream_word(error: UpstreamError) -> &'static str {
     match error {
         UpstreamError::Timeout => word::UPSTREAM_TIMEOUT,
         UpstreamError::Network(_) => word::UPSTREAM_UNREACHABLE,
+        UpstreamError::Certificate => word::UPSTREAM_UNTRUSTED,
         UpstreamError::Rcode(_) => word::UPSTREAM_ERROR,
         UpstreamError::Malformed => word::UPSTREAM_MALFORMED,
     }

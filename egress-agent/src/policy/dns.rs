@@ -1,13 +1,14 @@
 //! What a policy says of the name service.
 
+use super::Server;
 use ipnet::IpNet;
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 /// The `[dns]` table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DnsPolicy {
     /// Upstream servers, in the order of preference. Empty: the host's, as egressd sees them.
-    pub servers: Vec<SocketAddr>,
+    pub servers: Vec<Server>,
     /// Which addresses an answer may hold.
     pub answers: Answers,
     /// Shortest life of a permit.

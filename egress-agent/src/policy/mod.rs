@@ -13,6 +13,7 @@ mod name;
 mod part;
 mod ports;
 mod print;
+mod server;
 mod source;
 
 pub use destination::{Destination, DestinationError, Host};
@@ -21,6 +22,7 @@ pub use error::{Misplaced, PolicyError, Position, ServerError, Warning};
 pub use matching::{NameTable, NameVerdict};
 pub use name::{NameError, NamePattern, Reach};
 pub use ports::{Ports, TooManyRanges};
+pub use server::{Server, Transport};
 pub use source::{Flags, Source};
 
 use ipnet::IpNet;

@@ -1,9 +1,10 @@
 //! [`Policy`] -> canonical TOML.
 
-use super::{AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve, Services};
+use super::{
+    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve, Server, Services,
+};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
-use std::net::SocketAddr;
 
 #[derive(Serialize)]
 struct File<'a> {
@@ -38,7 +39,7 @@ struct DenyTable<'a> {
 
 #[derive(Serialize)]
 struct DnsTable<'a> {
-    servers: &'a [SocketAddr],
+    servers: &'a [Server],
     answers: AnswersValue<'a>,
     permit_min: String,
     permit_max: String,

@@ -3,6 +3,7 @@
 mod acceptance;
 mod channel;
 mod clients;
+mod encrypted;
 mod forwarders;
 mod lifecycle;
 mod matching;

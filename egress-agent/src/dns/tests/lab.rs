@@ -168,7 +168,7 @@ pub(crate) fn config(rules: Rules, servers: &[SocketAddr]) -> Config {
     Config {
         names: Arc::new(rules),
         generation: 1,
-        servers: servers.to_vec(),
+        servers: servers.iter().copied().map(Into::into).collect(),
         answers: Answers::Public,
         protected: Protected::default(),
         permit_min: Duration::from_secs(30),

@@ -259,6 +259,25 @@ fn a_deny_of_loopback_needs_loopback_closed() {
 }
 
 #[test]
+fn dns_servers_over_tls_are_a_feature_of_the_build() {
+    for (text, want) in [
+        ("tls://198.51.100.53#dns.test", "tls://198.51.100.53:853#dns.test"),
+        ("tls://[2001:db8::53]:8853#dns.test", "tls://[2001:db8::53]:8853#dns.test"),
+        ("https://198.51.100.53/dns-query#dns.test", "https://198.51.100.53:443/dns-query#dns.test"),
+    ] {
+        let policy = Policy::from_toml(&format!("[dns]\nservers = [\"{text}\"]"));
+        if cfg!(feature = "encrypted-upstream") {
+            let policy = policy.unwrap();
+            assert_eq!(policy.dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>(), [want]);
+            assert_eq!(Policy::from_toml(&policy.to_toml()).unwrap().dns, policy.dns, "as it prints itself");
+        } else {
+            let message = policy.expect_err(text).to_string();
+            assert!(message.contains("--features encrypted-upstream"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn f06_f07_dns_servers() {
     let servers = |text: &str| Policy::from_toml(&format!("[dns]\nservers = [{text}]"));
     for (text, want) in [
@@ -279,7 +298,13 @@ fn f06_f07_dns_servers() {
         ("\"198.51.100\"", "is no address"),
         ("\"dns.example\"", "is no address"),
         ("\"\"", "is no address"),
-        ("\"tls://198.51.100.53\"", "is no address"),
+        ("\"tls://198.51.100.53\"", "says no name"),
+        ("\"tls://198.51.100.53#\"", "says no name"),
+        ("\"tls://198.51.100.53#dns_1.test\"", "says no name"),
+        ("\"https://198.51.100.53#dns.test\"", "is no address"),
+        ("\"quic://198.51.100.53#dns.test\"", "is no address"),
+        ("\"tls://dns.test#dns.test\"", "is no address"),
+        ("\"tls://198.51.100.53:0#dns.test\"", "no valid port"),
         ("\"198.51.100.053\"", "is no address"),
         ("\"[198.51.100.53]\"", "is no address"),
         ("\"[2001:db8::53\"", "is no address"),
