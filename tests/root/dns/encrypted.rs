@@ -1,6 +1,6 @@
 //! DNS servers over TLS and HTTPS. They are a feature of the build: without it a policy that names one is refused.
 
-use lab::{Lab, Running, need, until};
+use lab::{Inside, Lab, Running, need, until};
 use std::{fmt::Write as _, path::Path, process::Command, time::Duration};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -84,8 +84,13 @@ fn f07_servers_over_tls_and_https() {
         let unknown = unknown.sh(&format!("curl -4 -sS -m9 http://ok.test/{refused}")).output();
         assert_ne!(unknown.code, Some(0), "{name}: {unknown}");
     }
-    let told = super::events(&lab);
-    assert!(told.iter().any(|event| event["reason"] == "upstream_untrusted"), "{told:?}");
+    let untrusted = lab.egressd("run").no_dns().flags("--pre-resolve=off --allow ok.test --dns").arg(SERVERS[0]);
+    let mut inside = Inside::start(untrusted);
+    assert_eq!(inside.ask(&format!("curl -4 -sS -m9 http://ok.test/{refused}")).code, Some(6));
+    until(SOON, "whom nobody knows is told", || {
+        super::events(&lab).iter().any(|event| event["reason"] == "upstream_untrusted")
+    });
+    inside.end().exits(0);
     lab.expect_hits(&good, 2);
     assert_eq!(lab.hits(&refused), []);
     let frames = lab.frames();

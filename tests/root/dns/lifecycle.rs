@@ -137,7 +137,7 @@ fn e17_clocks_that_jump() {
     let job = Job::new(&lab, "job");
     lab.zone().put("ok.test", Entry::at(&["198.51.100.10"]).ttl(600));
     let clocks = lab.work_dir();
-    let launch = job.attach("--allow ok.test --pre-resolve=off").env("LD_PRELOAD", &lab.compiled("clock.so"));
+    let launch = job.attach("--allow ok.test --pre-resolve=off").env("LD_PRELOAD", lab.compiled("clock.so"));
     let agent = crate::job::ready(launch.env("CLOCKS", clocks.to_str().unwrap()));
     let token = lab.token("open");
     assert_eq!(job.curl("ok.test", &token), Some(0));
