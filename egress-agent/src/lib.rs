@@ -4,6 +4,7 @@
 //! higher one.
 
 pub mod cgroup;
+mod clock;
 pub mod compile;
 pub mod datapath;
 pub mod dns;

@@ -4,6 +4,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
 mod invoker;
 mod mutants;
 mod setup;
@@ -32,6 +33,8 @@ enum Chore {
     Demo,
     /// Revert production lines one at a time: each must turn its test red
     Mutants(mutants::Options),
+    /// Mutated messages for the DNS half, for as long as one likes
+    Fuzz(fuzz::Options),
     /// What the filter and look-ups cost, beside what people would use otherwise
     Bench(bench::Options),
     /// The bench's traffic, inside a sandbox
@@ -64,6 +67,7 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Test(options) => test::run(&options),
         Chore::Demo => demo::run().map(tally::Tally::is_green),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Generate => bench::filter::generator::serve().map(|()| true),
         Chore::Ask { server } => bench::dns::serve(server).map(|()| true),
         Chore::LookUp { server, names } => bench::filter::look_up_and_print(server, names).map(|()| true),

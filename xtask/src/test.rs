@@ -79,7 +79,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 
 fn unit(filters: &[String]) -> Result<Tally> {
     let mut command = cargo::command(&["test", "--locked", "--no-fail-fast", "--workspace"])?;
-    command.args(["--exclude", "egress-tests", "--exclude", "egress-ebpf", "--"]).args(filters);
+    command
+        .args(["--exclude", "egress-tests", "--exclude", "egress-ebpf", "--exclude", "egress-fuzz", "--"])
+        .args(filters);
     run_counted(command, LIMIT, show)
 }
 

@@ -1,6 +1,6 @@
 //! Upstream message -> addresses: the chain from the question, and nothing else in the message.
 
-use super::{lifetime, name::Name, wire::rtype};
+use super::{lifetime, name::Name, services, wire::rtype};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{self, DNSClass, RData},
@@ -29,6 +29,8 @@ pub(super) struct Walk {
 pub(super) enum End {
     /// Addresses in upstream's order, none twice, at most [`MAX_ADDRESSES`].
     Addresses(Vec<IpAddr>),
+    /// Data of SVCB or HTTPS records, as far as they may be let out; at most [`services::MAX_RECORDS`].
+    Services(Vec<Vec<u8>>),
     /// Upstream stopped in the middle: ask for the last hop.
     Chase,
     /// For so many seconds.
@@ -63,7 +65,13 @@ pub(super) fn walk(message: &Message, name: &Name, qtype: u16, hops_left: usize)
         owner = target;
     }
     let mut addresses = Vec::new();
+    let mut services = Vec::new();
     for record in of_owner(message, &owner) {
+        if let Some(service) = services::of_type(&record.data, qtype) {
+            walk.ttl = walk.ttl.min(lifetime::ttl(record.ttl));
+            services.push(service);
+            continue;
+        }
         let address = match (&record.data, qtype) {
             (RData::A(a), rtype::A) => IpAddr::V4(a.0),
             (RData::AAAA(aaaa), rtype::AAAA) => IpAddr::V6(aaaa.0),
@@ -79,6 +87,11 @@ pub(super) fn walk(message: &Message, name: &Name, qtype: u16, hops_left: usize)
         End::NxDomain(negative.unwrap_or(NEGATIVE_TTL))
     } else if !addresses.is_empty() {
         End::Addresses(addresses)
+    } else if !services.is_empty() {
+        let aliased = services.iter().any(|record| services::is_alias(record));
+        let sanitised: Vec<_> =
+            services.into_iter().filter_map(services::sanitised).take(services::MAX_RECORDS).collect();
+        if aliased || sanitised.is_empty() { End::NoData(walk.ttl) } else { End::Services(sanitised) }
     } else if !walk.hops.is_empty() && negative.is_none() {
         End::Chase
     } else {

@@ -41,7 +41,12 @@ pub(super) struct Known {
 /// How the chain ended.
 #[derive(Debug)]
 pub(super) enum Found {
-    Addresses { addresses: Vec<IpAddr>, server: SocketAddr },
+    Addresses {
+        addresses: Vec<IpAddr>,
+        server: SocketAddr,
+    },
+    /// Data of SVCB or HTTPS records, as far as it may be let out.
+    Services(Vec<Vec<u8>>),
     NoData,
     NxDomain,
     TooLong,
@@ -56,7 +61,7 @@ impl Known {
     /// How long it is kept; `None` for what is no answer.
     fn life(&self) -> Option<Duration> {
         let seconds = match self.found {
-            Found::Addresses { .. } => self.ttl.clamp(1, MAX_TTL),
+            Found::Addresses { .. } | Found::Services(_) => self.ttl.clamp(1, MAX_TTL),
             Found::NoData | Found::NxDomain => lifetime::negative_ttl(self.ttl),
             Found::TooLong => return None,
         };

@@ -1,7 +1,7 @@
 //! The time by which answers grow old. Permits are on another clock, the kernel's, which stands still while the machine
 //! sleeps; an answer from before must not come back as a fresh one.
 
-use nix::time::{ClockId, clock_gettime};
+use crate::clock::slept;
 use std::time::{Duration, Instant};
 
 /// [`Instant`]s that went on while the machine slept.
@@ -12,13 +12,6 @@ pub(super) struct Clock {
     /// A test's time machine.
     #[cfg(test)]
     ahead_ms: std::sync::atomic::AtomicU64,
-}
-
-/// Since boot. Both clocks always exist on Linux, and the difference only grows.
-fn slept() -> Duration {
-    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-    let monotonic = read(ClockId::CLOCK_MONOTONIC);
-    read(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic)
 }
 
 impl Clock {

@@ -7,6 +7,7 @@ use super::{
     permits::Names,
     rebinding::{Answers, Protected},
 };
+use crate::policy::Server as Upstream;
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
@@ -24,7 +25,7 @@ pub struct Config {
     /// Passed back with every permit.
     pub generation: u64,
     /// Upstream resolvers in order of preference, at least one. They are protected addresses too.
-    pub servers: Vec<SocketAddr>,
+    pub servers: Vec<Upstream>,
     /// Which private addresses a name may have.
     pub answers: Answers,
     /// Addresses that no name opens.
@@ -39,6 +40,8 @@ pub struct Config {
     pub queries_per_second: u32,
     /// CNAMEs stay in answers, and their targets may be asked for while the answer lives, A and AAAA alone.
     pub keep_chains: bool,
+    /// SVCB and HTTPS are answered, without what leads past this resolver. Otherwise they have no data.
+    pub services: bool,
     /// Nothing is kept back: a name or type that the policy denies is resolved after a `WouldDeny` event. A and AAAA are
     /// rebuilt as ever, with closed addresses left in; other types (but HTTPS and SVCB, which stay without data) are handed
     /// on as upstream wrote them. Addresses are permitted as if enforcing: only where rules match, and never closed ones.
@@ -54,7 +57,7 @@ impl Config {
         if let Some(&listener) = listeners.iter().find(|listener| listener.ip().is_unspecified()) {
             return Err(DnsError::OpenListener { listener });
         }
-        for &server in &self.servers {
+        for server in self.servers.iter().map(|server| server.address) {
             if let Some(problem) = problem(server) {
                 return Err(DnsError::Upstream { server, problem });
             }
@@ -154,6 +157,19 @@ pub enum DnsError {
         /// Why not.
         problem: Problem,
     },
+    /// A server is asked over TLS, which is a feature of the build.
+    #[error(
+        "DNS server {server} is asked over TLS, which this build cannot: build egressd with --features encrypted-upstream"
+    )]
+    NotBuilt {
+        /// As configured.
+        server: Upstream,
+    },
+    /// A server is asked over TLS, and nobody's certificate could be believed.
+    #[error(
+        "no certificate authorities found on this host: install them (ca-certificates), or name a file by SSL_CERT_FILE"
+    )]
+    NoAuthorities,
     /// There is nothing to serve on, or only one of UDP and TCP.
     #[error("the DNS server of a sandbox needs at least one UDP and one TCP listener")]
     NoListeners,
@@ -237,7 +253,7 @@ impl NotResolved {
     pub(super) fn no_address(known: &Known) -> Self {
         match known.found {
             Found::Addresses { .. } => Self::Closed,
-            Found::NoData => Self::NoAddress,
+            Found::NoData | Found::Services(_) => Self::NoAddress,
             Found::NxDomain => Self::NoSuchName,
             Found::TooLong => Self::TooLong,
         }

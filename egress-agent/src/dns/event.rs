@@ -77,6 +77,19 @@ pub enum DnsEvent {
         /// The upstream that said so.
         server: SocketAddr,
     },
+    /// An address held as many grants as it can. The one that would have ended first gave way to this name's: whoever was
+    /// led there by another name may be refused until it asks again.
+    Evicted {
+        /// The name asked for.
+        name: Name,
+        /// An address of its answer.
+        address: IpAddr,
+    },
+    /// Upstream has no such name, though a rule has.
+    NoSuchName {
+        /// The name asked for.
+        name: Name,
+    },
     /// An address was taken out of an answer: no name may open it.
     Filtered {
         /// The name asked for.

@@ -5,9 +5,12 @@
 //! not end an exchange; after a few of them the exchange is finished over TCP.
 
 use super::{
+    config::DnsError,
+    encrypted::Encrypted,
     name::{MAX_WIRE, Name},
     wire::{HEADER, UDP_SIZE, rtype},
 };
+use crate::policy::Server;
 use rand::Rng;
 use std::{
     io,
@@ -37,6 +40,9 @@ pub enum UpstreamError {
     /// An error code (IANA, DNS RCODEs) other than NXDOMAIN.
     #[error("answered with error code {0}")]
     Rcode(u8),
+    /// Its certificate is not valid, or bears another name than the policy says.
+    #[error("its certificate is not trusted: is the name behind # the server's, and its authority known to this host?")]
+    Certificate,
     /// It could not be decoded, or over TCP was no answer to the question.
     #[error("answered with a malformed message")]
     Malformed,
@@ -54,11 +60,13 @@ pub(super) struct Upstream {
     pub(super) address: SocketAddr,
     /// False once it was found, over TCP, to send names back in another case: then case says nothing about forgery.
     keeps_case: AtomicBool,
+    encrypted: Option<Encrypted>,
 }
 
 impl Upstream {
-    pub(super) fn new(address: SocketAddr) -> Self {
-        Self { address, keeps_case: AtomicBool::new(true) }
+    pub(super) fn new(server: &Server) -> Result<Self, DnsError> {
+        let encrypted = Encrypted::of(server)?;
+        Ok(Self { address: server.address, keeps_case: AtomicBool::new(true), encrypted })
     }
 
     /// The reply to a question: a message whose id and question match, NOERROR or NXDOMAIN, whole. Has no deadline of its
@@ -78,10 +86,18 @@ impl Upstream {
     }
 
     async fn exchange(&self, query: &Outgoing) -> Result<Vec<u8>, UpstreamError> {
-        if let Some(reply) = self.over_udp(query).await? {
+        let reply = if let Some(encrypted) = &self.encrypted {
+            let mut reply = encrypted.exchange(query.message()).await?;
+            // The id is the connection's there, or 0 (RFC 8484, 4.1).
+            if let (Some(id), Some(ours)) = (reply.first_chunk_mut::<2>(), query.message().first_chunk()) {
+                *id = *ours;
+            }
+            reply
+        } else if let Some(reply) = self.over_udp(query).await? {
             return Ok(reply);
-        }
-        let reply = self.over_tcp(query).await?;
+        } else {
+            self.over_tcp(query).await?
+        };
         match query.judge(&reply) {
             Match::Whole | Match::Truncated => Ok(reply),
             Match::OtherCase => {

@@ -3,14 +3,18 @@
 
 use super::{
     Answers, Client, Clients, Config, DnsEvent, DnsEvents, Name, NameVerdict, Names, PermitError, Permits, Protected,
-    answer, relay,
+    Written, answer, relay,
     responder::{Peer, Responder, State, Step, TCP, UDP},
     upstream::Schedule,
     wire::{self, Query},
 };
 use crate::policy::{NameTable, Policy};
 use hickory_proto::op::Message;
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 struct Rules(NameTable);
 
@@ -24,8 +28,8 @@ impl Names for Rules {
 struct Nobody;
 
 impl Permits for Nobody {
-    fn permit(&self, _: u64, _: &Name, _: &[IpAddr], _: &[usize], _: Duration) -> Result<bool, PermitError> {
-        Ok(true)
+    fn permit(&self, _: u64, _: &Name, _: &[IpAddr], _: &[usize], _: Duration) -> Result<Written, PermitError> {
+        Ok(Written { new: true, ..Written::default() })
     }
 
     fn names_of(&self, _: IpAddr) -> Vec<String> {
@@ -74,7 +78,7 @@ impl FromClient {
         let config = Config {
             names: Arc::new(Rules(NameTable::new(&policy))),
             generation: 1,
-            servers: vec![([192, 0, 2, 53], 53).into()],
+            servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)).into()],
             answers: Answers::Public,
             protected: Protected::default(),
             permit_min: policy.dns.permit_min,
@@ -82,9 +86,10 @@ impl FromClient {
             grace: policy.dns.grace,
             queries_per_second: u32::MAX,
             keep_chains: false,
+            services: false,
             observe: false,
         };
-        let state = State::new(config, Schedule::default(), None);
+        let state = State::new(config, Schedule::default(), None).expect("a server in the clear");
         let responder = Responder::new(state, Arc::new(Nobody), Arc::new(Nobody), Arc::new(Nobody));
         Self { responder: Arc::new(responder), out: Vec::new() }
     }

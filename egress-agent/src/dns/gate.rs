@@ -45,7 +45,9 @@ pub(super) enum Decision {
 /// With `observe`, names and types that would be kept back are forwarded. Not so, because the same answer is what makes
 /// enforcing work or keeps a name where it belongs: names that lead clients past this resolver, HTTPS and SVCB, loopback
 /// names, the reverse tree, and names that must not leave the host (RFC 6762, 7686).
-pub(super) fn decide(question: &Question, names: &dyn Names, observe: bool) -> Decision {
+///
+/// With `services`, SVCB and HTTPS of an allowed name are forwarded.
+pub(super) fn decide(question: &Question, names: &dyn Names, observe: bool, services: bool) -> Decision {
     let labels = question.labels();
     let qtype = question.qtype();
     match special::special(&labels) {
@@ -68,10 +70,9 @@ pub(super) fn decide(question: &Question, names: &dyn Names, observe: bool) -> D
         NameVerdict::Unlisted if special::is_local(&labels) => refuse(None, Reason::Local),
         NameVerdict::Unlisted => refuse(None, Reason::Unlisted),
     };
-    let forward = is_address(qtype) || observe && !matches!(qtype, rtype::SVCB | rtype::HTTPS);
+    let forward = is_address(qtype) || if is_service(qtype) { services } else { observe };
     match refusal {
         Some(refusal) if !observe || special::never_forwarded(&labels) => Decision::Deny(refusal),
-        // HTTPS and SVCB have no data: their hints would be addresses without a permit, and ECH would hide the name.
         _ if !forward => Decision::NoData,
         refusal => Decision::Forward { pass, refusal },
     }
@@ -79,6 +80,10 @@ pub(super) fn decide(question: &Question, names: &dyn Names, observe: bool) -> D
 
 pub(super) fn is_address(qtype: u16) -> bool {
     matches!(qtype, rtype::A | rtype::AAAA)
+}
+
+pub(super) fn is_service(qtype: u16) -> bool {
+    matches!(qtype, rtype::SVCB | rtype::HTTPS)
 }
 
 #[cfg(test)]

@@ -16,10 +16,15 @@ mod clock;
 mod config;
 mod counters;
 mod derived;
+#[cfg(feature = "encrypted-upstream")]
+mod encrypted;
+#[cfg(not(feature = "encrypted-upstream"))]
+#[path = "encrypted_absent.rs"]
+mod encrypted;
 mod event;
 mod exchange;
 mod flights;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
 mod lifetime;
@@ -34,6 +39,7 @@ mod resolve;
 mod responder;
 mod serve;
 mod server;
+mod services;
 mod special;
 mod stream;
 mod tunnel;
@@ -46,7 +52,7 @@ pub use counters::Counts;
 pub use event::{Client, Clients, Denial, DnsEvent, DnsEvents, Reason};
 pub use exchange::UpstreamError;
 pub use name::{Labels, Name, NameError};
-pub use permits::{NameVerdict, Names, PermitError, Permits};
+pub use permits::{NameVerdict, Names, PermitError, Permits, Written};
 pub use rebinding::{Answers, Protected, is_public};
 pub use resolv_conf::host_servers;
 pub use server::Server;

@@ -33,10 +33,19 @@ pub enum PermitError {
     },
 }
 
+/// What a permit changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Written {
+    /// The name did not open one of the addresses already.
+    pub new: bool,
+    /// Addresses at which a grant of other rules that would have ended first gave way: an address holds four.
+    pub evicted: Vec<IpAddr>,
+}
+
 /// The kernel's permits of one sandbox.
 pub trait Permits: Send + Sync {
-    /// Opens the addresses for the ports of `rules`, for `life` from now; true where the name did not open one of them
-    /// already. All of them or none: an error means that the caller releases no address.
+    /// Opens the addresses for the ports of `rules`, for `life` from now. All of them or none: an error means that the caller
+    /// releases no address.
     ///
     /// Called with the server's policy lock held, so it must neither block for long nor call the server.
     fn permit(
@@ -46,7 +55,7 @@ pub trait Permits: Send + Sync {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<bool, PermitError>;
+    ) -> Result<Written, PermitError>;
 
     /// The names, as [`Name`] prints them, whose live permits hold the address. Answers PTR queries.
     fn names_of(&self, address: IpAddr) -> Vec<String>;

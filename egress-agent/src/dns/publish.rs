@@ -7,7 +7,7 @@ use super::{
     gate::Refusal,
     lifetime,
     name::Name,
-    permits::{NameVerdict, PermitError},
+    permits::{NameVerdict, PermitError, Written},
     rebinding::is_public,
     reply::{self, Content, Ede, Records},
     resolve::STALE_TTL,
@@ -100,6 +100,7 @@ impl Responder {
                 let answer = Answer { name, chain, ttl, server: *server };
                 return self.release(miss, &answer, addresses, out);
             }
+            (Found::Services(data), None) => found(Records::Services { data, ttl: lifetime::answer_ttl(ttl) }),
             (Found::NoData, None) => Content::nodata(lifetime::negative_ttl(ttl), None),
             (Found::NxDomain, None) => Content::nxdomain(lifetime::negative_ttl(ttl), None),
             (Found::TooLong, None) => Content::fail(Ede::CHAIN),
@@ -169,8 +170,11 @@ impl Responder {
         }
         drop(current);
         match result {
-            Ok(new) => {
+            Ok(Written { new, evicted }) => {
                 self.counters.permitted.add(1);
+                for address in evicted {
+                    self.events.dns_event(DnsEvent::Evicted { name: name.clone(), address });
+                }
                 if new {
                     let (name, rules) = (name.clone(), miss.rules.clone());
                     self.events.dns_event(DnsEvent::Permitted { name, addresses, rules, life, server });

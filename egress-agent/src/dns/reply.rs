@@ -42,6 +42,11 @@ pub(super) enum Records<'a> {
         names: &'a [Name],
         ttl: u32,
     },
+    /// Of the question's name and type.
+    Services {
+        data: &'a [Vec<u8>],
+        ttl: u32,
+    },
 }
 
 /// What an answer says. Shared by every place that answers.
@@ -103,6 +108,10 @@ pub(super) fn write(query: &Query, content: &Content<'_>, limit: usize, out: &mu
         }
         Records::Pointers { names, ttl } => {
             (names.len(), fill(out, room, names, |out, name| put_pointer(out, name, ttl)))
+        }
+        Records::Services { data, ttl } => {
+            let qtype = query.question.qtype();
+            (data.len(), fill(out, room, data, |out, data| put_service(out, qtype, data, ttl)))
         }
     };
     let soa = content.negative_ttl.map_or(0, |ttl| fill(out, room, [ttl], |out, ttl| put_soa(out, query, ttl)));
@@ -189,6 +198,12 @@ fn put_pointer(out: &mut Vec<u8>, name: &Name, ttl: u32) {
     put_u16(out, QUESTION_POINTER);
     put_fixed(out, rtype::PTR, ttl, name.as_wire().len());
     out.extend(name.as_wire());
+}
+
+fn put_service(out: &mut Vec<u8>, rtype: u16, data: &[u8], ttl: u32) {
+    put_u16(out, QUESTION_POINTER);
+    put_fixed(out, rtype, ttl, data.len());
+    out.extend(data);
 }
 
 /// An SOA record at the parent of the question's name, for resolvers in the sandbox cache a negative answer only with one.

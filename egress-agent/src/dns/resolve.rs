@@ -63,7 +63,7 @@ impl Responder {
 
     async fn resolve(self: &Arc<Self>, miss: &Miss, out: &mut Vec<u8>) -> Result<(), Outdated> {
         let key = miss.key();
-        if !gate::is_address(key.qtype) {
+        if !gate::is_address(key.qtype) && !gate::is_service(key.qtype) {
             self.relay(miss, &key, out).await;
             return Ok(());
         }
@@ -159,6 +159,9 @@ impl Responder {
         let _turn = self.turn(asker).await?;
         self.counters.forwarded.add(1);
         let asked = self.chase(state, key).await.map(Arc::new).map_err(Unknown::Upstream);
+        if asked.as_ref().is_ok_and(|known| matches!(known.found, Found::NxDomain)) {
+            self.events.dns_event(DnsEvent::NoSuchName { name: key.name.clone() });
+        }
         let mut cache = self.cache();
         match &asked {
             // Nothing that servers of an earlier policy said: whoever replaces them clears the cache afterwards.
@@ -211,6 +214,7 @@ impl Responder {
             known.hops.extend(walk.hops);
             known.found = match walk.end {
                 End::Addresses(addresses) => Found::Addresses { addresses, server },
+                End::Services(records) => Found::Services(records),
                 End::NoData(life) => {
                     known.ttl = known.ttl.min(life);
                     Found::NoData
@@ -238,7 +242,7 @@ impl Responder {
         self.counters.failed.add(1);
         self.counters.malformed.add(u64::from(error == UpstreamError::Malformed));
         let Key { name, qtype } = key.clone();
-        let servers = state.config.servers.clone();
+        let servers = state.config.servers.iter().map(|server| server.address).collect();
         self.events.dns_event(DnsEvent::UpstreamFailed { name, qtype, servers, error });
     }
 }
@@ -246,7 +250,7 @@ impl Responder {
 fn failure(unknown: Unknown) -> Content<'static> {
     Content::fail(match unknown {
         Unknown::Upstream(UpstreamError::Timeout) => Ede::UPSTREAM_SILENT,
-        Unknown::Upstream(UpstreamError::Network(_)) => Ede::UPSTREAM_NETWORK,
+        Unknown::Upstream(UpstreamError::Network(_) | UpstreamError::Certificate) => Ede::UPSTREAM_NETWORK,
         Unknown::Upstream(UpstreamError::Rcode(_)) => Ede::UPSTREAM_FAILED,
         Unknown::Upstream(UpstreamError::Malformed) => Ede::UPSTREAM_MALFORMED,
         Unknown::Busy => Ede::BUSY,

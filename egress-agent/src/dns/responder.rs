@@ -5,7 +5,7 @@ use super::{
     budget::{Budget, Verdict},
     cache::{Cache, Key},
     clock::Clock,
-    config::Config,
+    config::{Config, DnsError},
     counters::Counters,
     derived::Derived,
     event::{Clients, Denial, DnsEvent, DnsEvents, Reason},
@@ -65,14 +65,14 @@ pub(super) struct State {
 
 impl State {
     /// What was learned of the upstreams is kept where `previous` has the same ones.
-    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Arc<Self> {
+    pub(super) fn new(config: Config, schedule: Schedule, previous: Option<&Self>) -> Result<Arc<Self>, DnsError> {
         let mut protected = config.protected.clone();
-        protected.extend(config.servers.iter().map(std::net::SocketAddr::ip));
+        protected.extend(config.servers.iter().map(|server| server.address.ip()));
         let upstreams = match previous {
             Some(previous) if previous.config.servers == config.servers => Arc::clone(&previous.upstreams),
-            _ => Arc::new(Upstreams::new(&config.servers, schedule)),
+            _ => Arc::new(Upstreams::new(&config.servers, schedule)?),
         };
-        Arc::new(Self { config, upstreams, protected })
+        Ok(Arc::new(Self { config, upstreams, protected }))
     }
 }
 
@@ -145,7 +145,7 @@ impl Responder {
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             queue: Semaphore::new(MAX_QUEUED),
             renewals: Arc::new(Semaphore::new(ahead::RENEWALS)),
-            twins: Twins::default(),
+            twins: Twins::new(),
             defect: Notify::new(),
         }
     }
@@ -269,7 +269,10 @@ impl Responder {
 
     /// By what a question goes upstream; otherwise its answer is in `out`.
     pub(super) fn judge(&self, query: &Query, peer: Peer, state: &State, out: &mut Vec<u8>) -> Option<Pass> {
-        let decision = gate::decide(&query.question, &*state.config.names, state.config.observe);
+        let decision = {
+            let Config { names, observe, services, .. } = &state.config;
+            gate::decide(&query.question, &**names, *observe, *services)
+        };
         let qtype = query.question.qtype();
         if let Decision::Deny(Refusal { rule: None, reason: Reason::Unlisted | Reason::Ancestor | Reason::Local }) =
             &decision

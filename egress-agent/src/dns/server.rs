@@ -93,7 +93,7 @@ impl Server {
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(|source| DnsError::Start { source })?;
         let sockets = Sockets::register(&listeners, &runtime).map_err(|source| DnsError::Listener { source })?;
-        let responder = Arc::new(Responder::new(State::new(config, schedule, None), permits, clients, events));
+        let responder = Arc::new(Responder::new(State::new(config, schedule, None)?, permits, clients, events));
         let handle = runtime.handle().clone();
         let stop = Arc::new(Notify::new());
         let failure = Arc::new(Failure::default());
@@ -115,7 +115,7 @@ impl Server {
     pub fn update(&self, config: Config) -> Result<(), DnsError> {
         config.check(&self.listeners)?;
         let previous = self.responder.current();
-        self.responder.replace(State::new(config, self.schedule, Some(&previous)));
+        self.responder.replace(State::new(config, self.schedule, Some(&previous))?);
         Ok(())
     }
 

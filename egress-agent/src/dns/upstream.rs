@@ -1,9 +1,11 @@
 //! The upstreams together: who is asked when, and whose word counts.
 
 use super::{
+    config::DnsError,
     exchange::{Upstream, UpstreamError},
     name::Name,
 };
+use crate::policy;
 use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
@@ -76,9 +78,9 @@ impl Server {
 type Attempt<'a> = Pin<Box<dyn Future<Output = (usize, Result<Vec<u8>, UpstreamError>)> + Send + 'a>>;
 
 impl Upstreams {
-    pub(super) fn new(servers: &[SocketAddr], schedule: Schedule) -> Self {
-        let server = |&address| Server { upstream: Upstream::new(address), probe_at: Mutex::new(None) };
-        Self { servers: servers.iter().map(server).map(Arc::new).collect(), schedule }
+    pub(super) fn new(servers: &[policy::Server], schedule: Schedule) -> Result<Self, DnsError> {
+        let server = |server| Ok(Arc::new(Server { upstream: Upstream::new(server)?, probe_at: Mutex::new(None) }));
+        Ok(Self { servers: servers.iter().map(server).collect::<Result<_, DnsError>>()?, schedule })
     }
 
     /// When a query that starts now has to be answered.

@@ -27,12 +27,18 @@ pub mod word {
     pub const NAME_BUDGET: &str = "name_budget";
     /// An address that no name may open was taken out of an answer.
     pub const FILTERED: &str = "filtered";
+    /// An address holds four grants: the one that would have ended first gave way.
+    pub const GRANT_EVICTED: &str = "grant_evicted";
+    /// The DNS servers know no such name.
+    pub const UPSTREAM_NO_NAME: &str = "upstream_no_name";
     /// More questions than the budget has.
     pub const QUERY_BUDGET: &str = "query_budget";
     /// No DNS server answered in time.
     pub const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
     /// No DNS server could be reached.
     pub const UPSTREAM_UNREACHABLE: &str = "upstream_unreachable";
+    /// A DNS server's certificate is not trusted.
+    pub const UPSTREAM_UNTRUSTED: &str = "upstream_untrusted";
     /// The DNS servers answered with an error.
     pub const UPSTREAM_ERROR: &str = "upstream_error";
     /// The DNS servers answered with what is no answer.
@@ -77,6 +83,14 @@ impl Event {
                 dst_ip: Some(*address),
                 ..named(Kind::Dns, name)
             }],
+            DnsEvent::Evicted { name, address } => vec![Self {
+                reason: Some(word::GRANT_EVICTED.into()),
+                dst_ip: Some(*address),
+                ..named(Kind::Expire, name)
+            }],
+            DnsEvent::NoSuchName { name } => {
+                vec![Self { reason: Some(word::UPSTREAM_NO_NAME.into()), ..named(Kind::Dns, name) }]
+            }
             // Failures carry no verdict: the policy had nothing against the name.
             DnsEvent::UpstreamFailed { name, error, .. } => {
                 vec![Self { reason: Some(upstream_word(*error).into()), ..named(Kind::Dns, name) }]
@@ -139,6 +153,7 @@ const fn upstream_word(error: UpstreamError) -> &'static str {
     match error {
         UpstreamError::Timeout => word::UPSTREAM_TIMEOUT,
         UpstreamError::Network(_) => word::UPSTREAM_UNREACHABLE,
+        UpstreamError::Certificate => word::UPSTREAM_UNTRUSTED,
         UpstreamError::Rcode(_) => word::UPSTREAM_ERROR,
         UpstreamError::Malformed => word::UPSTREAM_MALFORMED,
     }
@@ -212,6 +227,24 @@ mod tests {
             )
         };
         assert_eq!(lines(&permitted), [line("198.51.100.7"), line("2001:db8::7")]);
+    }
+
+    #[test]
+    fn what_the_policy_did_not_decide_is_told_without_a_verdict() {
+        let name = || "a.example.com".parse().unwrap();
+        assert_eq!(
+            lines(&DnsEvent::Evicted { name: name(), address: "198.51.100.7".parse().unwrap() }),
+            [concat!(
+                r#""event":"expire","sandbox":"s","generation":1,"reason":"grant_evicted","hook":"dns","#,
+                r#""dst_ip":"198.51.100.7","dst_name":"a.example.com"}"#
+            )]
+        );
+        assert_eq!(
+            lines(&DnsEvent::NoSuchName { name: name() }),
+            [
+                r#""event":"dns","sandbox":"s","generation":1,"reason":"upstream_no_name","hook":"dns","dst_name":"a.example.com"}"#
+            ]
+        );
     }
 
     #[test]

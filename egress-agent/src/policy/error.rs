@@ -254,6 +254,14 @@ pub enum ServerError {
     /// A scope that is no interface index, or stands where none belongs.
     #[error("has a scope that is no interface index; write the number of `ip link`, for link-local addresses only")]
     Scope,
+    /// `tls://` or `https://` without the name that the certificate bears.
+    #[error(
+        "says no name behind a #; write \"tls://198.51.100.53#dns.example\" or \"https://198.51.100.53/dns-query#dns.example\""
+    )]
+    NoName,
+    /// TLS and HTTPS are a feature of the build.
+    #[error("is asked over TLS, which this build cannot: build egressd with --features encrypted-upstream")]
+    NotBuilt,
     /// The same server twice.
     #[error("is listed twice; keep one")]
     Duplicate,

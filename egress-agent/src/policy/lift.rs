@@ -1,7 +1,7 @@
 //! A file's tree -> [`Part`]: which keys there are, and what each takes.
 
 use super::{
-    Answers, Cnames, Established, Icmp, Local, Mode, PreResolve,
+    Answers, Cnames, Established, Icmp, Local, Mode, PreResolve, Services,
     destination::{Destination, Host},
     document::{Entry, Node, Text, Value},
     error::{PolicyError, Position},
@@ -13,7 +13,7 @@ const TOP: &[&str] = &["version", "name", "mode", "allow", "deny", "dns", "bandw
 const ALLOW: &[&str] = &["loopback", "self", "proxy", "gateway", "names", "addresses", "inbound", "icmp", "unix"];
 const DENY: &[&str] = &["names", "addresses"];
 const DNS: &[&str] =
-    &["servers", "answers", "permit_min", "permit_max", "grace", "pre_resolve", "cname", "queries_per_second"];
+    &["servers", "answers", "permit_min", "permit_max", "grace", "pre_resolve", "cname", "svcb", "queries_per_second"];
 const BANDWIDTH: &[&str] = &["egress", "ingress", "egress_burst", "budget"];
 const RELOAD: &[&str] = &["established"];
 
@@ -63,6 +63,8 @@ const MODES: Choices<Mode> = ("\"enforce\" or \"observe\"", &[("enforce", Mode::
 const ESTABLISHED: Choices<Established> =
     ("\"cut\" or \"keep\"", &[("cut", Established::Cut), ("keep", Established::Keep)]);
 const ICMP: Choices<Icmp> = ("\"none\" or \"echo\"", &[("none", Icmp::None), ("echo", Icmp::Echo)]);
+const SERVICES: Choices<Services> =
+    ("\"none\" or \"sanitised\"", &[("none", Services::None), ("sanitised", Services::Sanitised)]);
 const CNAMES: Choices<Cnames> = ("\"flatten\" or \"keep\"", &[("flatten", Cnames::Flatten), ("keep", Cnames::Keep)]);
 const PRE_RESOLVE: Choices<PreResolve> = (
     "\"warn\", \"require\" or \"off\"",
@@ -183,6 +185,7 @@ impl Read<'_> {
                 }
                 "grace" => part.grace = Some(self.duration("dns.grace", &node, GRACE, HOUR)?),
                 "queries_per_second" => part.queries_per_second = Some(self.rate(&node)?),
+                "svcb" => part.svcb = Some(self.choice("dns.svcb", &node, SERVICES)?),
                 "cname" => part.cname = Some(self.choice("dns.cname", &node, CNAMES)?),
                 _ => part.pre_resolve = Some(self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?),
             }

@@ -80,6 +80,7 @@ impl Part {
         agree("dns.permit_max", &mut self.permit_max, other.permit_max, duration)?;
         agree("dns.grace", &mut self.grace, other.grace, duration)?;
         agree("dns.queries_per_second", &mut self.queries_per_second, other.queries_per_second, u32::to_string)?;
+        agree("dns.svcb", &mut self.svcb, other.svcb, |value| format!("\"{}\"", value.name()))?;
         agree("dns.cname", &mut self.cname, other.cname, |value| format!("\"{}\"", value.name()))?;
         agree("dns.pre_resolve", &mut self.pre_resolve, other.pre_resolve, |value| format!("\"{}\"", value.name()))?;
         add_up("allow.loopback", &mut self.loopback, other.loopback, Local::union, Local::to_string)?;
@@ -147,6 +148,7 @@ impl Part {
                 queries_per_second: self.queries_per_second.map_or(default.queries_per_second, |written| written.value),
                 pre_resolve: or_default(self.pre_resolve),
                 cname: or_default(self.cname),
+                svcb: or_default(self.svcb),
             },
             established: or_default(self.established),
             warnings: self.warnings,

@@ -3,6 +3,7 @@
 
 mod check;
 mod destination;
+mod dns;
 mod document;
 mod error;
 mod lift;
@@ -12,22 +13,23 @@ mod name;
 mod part;
 mod ports;
 mod print;
+mod server;
 mod source;
 
 pub use destination::{Destination, DestinationError, Host};
+pub use dns::{Answers, Cnames, DnsPolicy, PreResolve, Services};
 pub use error::{Misplaced, PolicyError, Position, ServerError, Warning};
 pub use matching::{NameTable, NameVerdict};
 pub use name::{NameError, NamePattern, Reach};
 pub use ports::{Ports, TooManyRanges};
+pub use server::{Server, Transport};
 pub use source::{Flags, Source};
 
 use ipnet::IpNet;
 use std::{
     fmt,
     hash::{Hash, Hasher},
-    net::SocketAddr,
     path::Path,
-    time::Duration,
 };
 
 /// What one sandbox may reach. Built by parsing, or from [`Policy::deny_all`] in code.
@@ -164,78 +166,6 @@ pub struct Deny {
     pub names: Vec<NameRule>,
     /// Networks that are closed, or some of their ports.
     pub addresses: Vec<AddressRule>,
-}
-
-/// The `[dns]` table.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DnsPolicy {
-    /// Upstream servers, in the order of preference. Empty: the host's, as egressd sees them.
-    pub servers: Vec<SocketAddr>,
-    /// Which addresses an answer may hold.
-    pub answers: Answers,
-    /// Shortest life of a permit.
-    pub permit_min: Duration,
-    /// Longest life of a permit.
-    pub permit_max: Duration,
-    /// Added to a permit's life.
-    pub grace: Duration,
-    /// Budget of one sandbox, 1 to 5000.
-    pub queries_per_second: u32,
-    /// Whether exact names are resolved at attach.
-    pub pre_resolve: PreResolve,
-    /// What becomes of the CNAME records of an answer.
-    pub cname: Cnames,
-}
-
-impl Default for DnsPolicy {
-    fn default() -> Self {
-        Self {
-            servers: Vec::new(),
-            answers: Answers::Public,
-            permit_min: Duration::from_secs(30),
-            permit_max: Duration::from_hours(1),
-            grace: Duration::from_secs(120),
-            queries_per_second: 500,
-            pre_resolve: PreResolve::Warn,
-            cname: Cnames::Flatten,
-        }
-    }
-}
-
-/// The rebinding filter: which addresses an answer may hold. Never loopback, link-local, metadata, multicast or protected
-/// addresses, whatever stands here.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Answers {
-    /// Public addresses.
-    #[default]
-    Public,
-    /// Private ones too.
-    Any,
-    /// Public addresses and these networks; sorted, not empty.
-    Nets(Vec<IpNet>),
-}
-
-/// Whether exact names are resolved before the first question, so that it is answered at once. Only asking opens an address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum PreResolve {
-    /// No.
-    Off,
-    /// In the background; those without an address are named in the log.
-    #[default]
-    Warn,
-    /// Attach fails where one does not resolve.
-    Require,
-}
-
-/// What becomes of the CNAME records of an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Cnames {
-    /// The addresses stand at the name that was asked for: no target needs a rule.
-    #[default]
-    Flatten,
-    /// They stay, and their targets may be asked for while the answer lives: for clients that want the canonical name, and
-    /// for resolvers inside the sandbox that ask for each link.
-    Keep,
 }
 
 /// What a reload does to flows that lost their allow.

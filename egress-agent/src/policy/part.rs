@@ -1,7 +1,7 @@
 //! One source (a file, or the flags) lifted: everything it says, each value with its place, nothing defaulted yet.
 
 use super::{
-    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, PreResolve,
+    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, PreResolve, Server, Services,
     destination::{Destination, Host},
     error::{Misplaced, PolicyError, Position, ServerError, Warning},
     ports::Ports,
@@ -13,7 +13,7 @@ use egress_common::{
 use std::{
     collections::{HashMap, hash_map},
     hash::Hash,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -39,7 +39,8 @@ pub(super) struct Part {
     pub(super) queries_per_second: Option<Written<u32>>,
     pub(super) pre_resolve: Option<Written<PreResolve>>,
     pub(super) cname: Option<Written<Cnames>>,
-    pub(super) servers: Vec<Written<SocketAddr>>,
+    pub(super) svcb: Option<Written<Services>>,
+    pub(super) servers: Vec<Written<Server>>,
     pub(super) names: Rules<NameRule>,
     pub(super) proxy: Rules<AddressRule>,
     pub(super) gateway: Rules<AddressRule>,
@@ -208,12 +209,12 @@ impl Part {
         unique: bool,
     ) -> Result<(), PolicyError> {
         let refuse = |why| PolicyError::Server { at: at.clone(), key, text: text.to_owned(), why };
-        let value = server(text).map_err(&refuse)?;
+        let value: Server = text.parse().map_err(&refuse)?;
         if self.servers.iter().any(|server| server.value == value) {
             return if unique { Err(refuse(ServerError::Duplicate)) } else { Ok(()) };
         }
-        if value.ip().is_loopback() {
-            self.warnings.push(Warning::LoopbackServer { at: Some(at.clone()), server: value.ip() });
+        if value.address.ip().is_loopback() {
+            self.warnings.push(Warning::LoopbackServer { at: Some(at.clone()), server: value.address.ip() });
         }
         self.servers.push(Written { value, at });
         Ok(())
@@ -245,50 +246,4 @@ fn misplaced(list: List, destination: &Destination) -> Option<Misplaced> {
 fn within_loopback(net: &ipnet::IpNet) -> bool {
     let loopback = |ip: IpAddr| Addr::from(ip).routed().class() == Class::Loopback;
     loopback(net.network()) && loopback(net.broadcast()) && (net.prefix_len() >= 8 || net.network().is_ipv6())
-}
-
-/// A DNS server: an address, or an address and a port.
-fn server(text: &str) -> Result<SocketAddr, ServerError> {
-    let (text, scope) = match text.split_once('%') {
-        None => (text.to_owned(), None),
-        Some((address, rest)) => {
-            let end =
-                rest.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')).unwrap_or(rest.len());
-            let (scope, behind) = rest.split_at(end);
-            (format!("{address}{behind}"), Some(scope.to_owned()))
-        }
-    };
-    let address = if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>()
-        && text.starts_with('[') == text.ends_with(']')
-        && (ip.is_ipv6() || !text.starts_with('['))
-    {
-        SocketAddr::new(ip, DNS_PORT)
-    } else {
-        let split = text.rsplit_once(':').filter(|(host, _)| host.ends_with(']') || !host.contains(':'));
-        let (host, port) = split.ok_or(ServerError::NotAnAddress)?;
-        let plain = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let ip = match plain {
-            Some(host) => IpAddr::V6(host.parse().map_err(|_| ServerError::NotAnAddress)?),
-            None => IpAddr::V4(host.parse().map_err(|_| ServerError::NotAnAddress)?),
-        };
-        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0');
-        let port = port.parse().ok().filter(|_| digits).ok_or(ServerError::Port)?;
-        SocketAddr::new(ip, port)
-    };
-    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    match address.ip() {
-        ip if ip.is_unspecified() => return Err(ServerError::Unspecified),
-        ip if ip.is_multicast() => return Err(ServerError::Multicast),
-        IpAddr::V4(ip) if ip.octets()[0] >= 240 || ip.octets()[0] == 0 => return Err(ServerError::Multicast),
-        _ => {}
-    }
-    match (address, scope) {
-        (SocketAddr::V6(v6), Some(scope)) if v6.ip().is_unicast_link_local() => {
-            let index = scope.parse().ok().filter(|&index| index != 0).ok_or(ServerError::Scope)?;
-            Ok(SocketAddrV6::new(*v6.ip(), v6.port(), 0, index).into())
-        }
-        (_, Some(_)) => Err(ServerError::Scope),
-        (SocketAddr::V6(v6), None) if v6.ip().is_unicast_link_local() => Err(ServerError::NoScope),
-        (address, None) => Ok(address),
-    }
 }

@@ -1,9 +1,10 @@
 //! [`Policy`] -> canonical TOML.
 
-use super::{AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve};
+use super::{
+    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve, Server, Services,
+};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
-use std::net::SocketAddr;
 
 #[derive(Serialize)]
 struct File<'a> {
@@ -38,7 +39,7 @@ struct DenyTable<'a> {
 
 #[derive(Serialize)]
 struct DnsTable<'a> {
-    servers: &'a [SocketAddr],
+    servers: &'a [Server],
     answers: AnswersValue<'a>,
     permit_min: String,
     permit_max: String,
@@ -46,6 +47,7 @@ struct DnsTable<'a> {
     queries_per_second: u32,
     pre_resolve: &'a str,
     cname: &'a str,
+    svcb: &'a str,
 }
 
 #[derive(Serialize)]
@@ -105,6 +107,7 @@ impl Policy {
                 queries_per_second: self.dns.queries_per_second,
                 pre_resolve: self.dns.pre_resolve.name(),
                 cname: self.dns.cname.name(),
+                svcb: self.dns.svcb.name(),
             },
             reload: ReloadTable { established: self.established.name() },
         };
@@ -147,6 +150,16 @@ impl Established {
         match self {
             Self::Cut => "cut",
             Self::Keep => "keep",
+        }
+    }
+}
+
+impl Services {
+    /// As a policy writes it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Sanitised => "sanitised",
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 use egress_common::{
     addr::Addr,
-    permit::{GRANTS, Grant, NEVER_NS, Permit, PermitKey, RuleRef},
+    permit::{Grant, NEVER_NS, Permit, PermitKey, RuleRef},
 };
 use nix::time::{ClockId, clock_gettime};
 use std::{
@@ -26,6 +26,8 @@ use std::{
 pub(super) const LEARNED_AT_MOST: usize = AT_MOST;
 /// How long an expired permit stays in the map, so that a denial can still say that it expired.
 const REMEMBERED: Duration = Duration::from_secs(60);
+
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// Now, on the clock by which the kernel half judges expiry.
 pub(super) fn now_ns() -> u64 {
@@ -159,7 +161,7 @@ impl Permits {
         Ok(())
     }
 
-    /// Adds grants to the address, keeping what it has.
+    /// Adds grants to the address, keeping what it has; true where one had to give way.
     fn grant(
         &self,
         image: &Image,
@@ -167,16 +169,20 @@ impl Permits {
         rules: &[RuleRef],
         expires_ns: u64,
         now: u64,
-    ) -> Result<(), TableError> {
+    ) -> Result<bool, TableError> {
         let addr = Addr::from(address).routed();
         let key = PermitKey { slot: self.slot, addr };
         let before = self.tables.permit(&key)?.unwrap_or_default();
         let mut permit = Permit { deny: image.deny_for(addr), ..before };
+        let mut evicted = false;
         for &rule in rules {
-            add(&mut permit, Grant { expires_ns, rule }, now);
+            evicted |= add(&mut permit, Grant { expires_ns, rule }, now);
         }
         // As it was: the answer came from the cache, and its permit was written when that was learned.
-        if permit == before { Ok(()) } else { self.tables.set_permit(&key, &permit) }
+        if permit != before {
+            self.tables.set_permit(&key, &permit)?;
+        }
+        Ok(evicted)
     }
 }
 
@@ -188,7 +194,7 @@ impl dns::Permits for Permits {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<bool, dns::PermitError> {
+    ) -> Result<dns::Written, dns::PermitError> {
         let now = now_ns();
         let expires_ns = now.saturating_add(u64::try_from(life.as_nanos()).unwrap_or(u64::MAX)).min(NEVER_NS - 1);
         let mut in_force = self.in_force();
@@ -201,14 +207,20 @@ impl dns::Permits for Permits {
         in_force.changed |= new || !gone.is_empty();
         let rules: Vec<RuleRef> =
             rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule).copied()).collect();
+        let mut evicted = Vec::new();
         let written = gone.into_iter().try_for_each(|address| self.close(address)).and_then(|()| {
-            addresses.iter().try_for_each(|&address| self.grant(&in_force.image, address, &rules, expires_ns, now))
+            addresses.iter().try_for_each(|&address| {
+                if self.grant(&in_force.image, address, &rules, expires_ns, now)? {
+                    evicted.push(address);
+                }
+                Ok(())
+            })
         });
         written.map_err(|error| match error.errno() {
             Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => dns::PermitError::Full,
             errno => dns::PermitError::Map { errno: errno.unwrap_or(libc::EIO) },
         })?;
-        Ok(new)
+        Ok(dns::Written { new, evicted })
     }
 
     fn names_of(&self, address: IpAddr) -> Vec<String> {
@@ -220,23 +232,24 @@ fn canonical(address: IpAddr) -> IpAddr {
     Addr::from(address).routed().to_ip()
 }
 
-/// The grant of a rule that is there already lives as long as the later of both; a new one takes a free place, else that
-/// of the learned grant which ends first. Grants of the policy itself are never evicted.
-fn add(permit: &mut Permit, grant: Grant, now: u64) {
+/// The grant of a rule that is there already lives as long as the later of both, but for what is not worth a write: answers
+/// from the cache move the end by less than their TTL's second. A new one takes a free place, else that
+/// of the learned grant which ends first, and then this is true. Grants of the policy itself are never evicted.
+fn add(permit: &mut Permit, grant: Grant, now: u64) -> bool {
     if let Some(same) = permit.grants.iter_mut().find(|held| held.rule == grant.rule) {
-        same.expires_ns = same.expires_ns.max(grant.expires_ns);
-        return;
+        let life = grant.expires_ns.saturating_sub(now);
+        if grant.expires_ns > same.expires_ns.saturating_add((life / 8).min(SECOND_NS)) {
+            same.expires_ns = grant.expires_ns;
+        }
+        return false;
     }
-    let free = |held: &Grant| held.rule.is_none() || held.expires_ns <= now;
-    let place = match permit.grants.iter().position(free) {
-        Some(place) => Some(place),
-        None => (0..GRANTS)
-            .filter(|&place| permit.grants[place].expires_ns != NEVER_NS)
-            .min_by_key(|&place| permit.grants[place].expires_ns),
-    };
-    if let Some(place) = place {
-        permit.grants[place] = grant;
+    if let Some(free) = permit.grants.iter_mut().find(|held| held.rule.is_none() || held.expires_ns <= now) {
+        *free = grant;
+        return false;
     }
+    let learned = permit.grants.iter_mut().filter(|held| held.expires_ns != NEVER_NS);
+    let first = learned.min_by_key(|held| held.expires_ns);
+    first.map(|first| *first = grant).is_some()
 }
 
 fn without_expired(permit: &Permit, horizon: u64) -> Permit {
@@ -252,6 +265,7 @@ fn without_expired(permit: &Permit, horizon: u64) -> Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use egress_common::permit::GRANTS;
 
     fn grant(tag: u32, expires_ns: u64) -> Grant {
         Grant { expires_ns, rule: RuleRef { index: tag, tag } }
@@ -261,22 +275,29 @@ mod tests {
     fn a_fifth_grant_takes_the_place_of_the_one_that_ends_first_but_never_of_the_policys_own() {
         let grants = [grant(1, NEVER_NS), grant(2, 500), grant(3, 300), grant(4, 400)];
         let mut permit = Permit { grants, ..Permit::default() };
-        add(&mut permit, grant(5, 900), 100);
+        assert!(add(&mut permit, grant(5, 900), 100), "which is told");
         assert_eq!(permit.grants, [grant(1, NEVER_NS), grant(2, 500), grant(5, 900), grant(4, 400)]);
         permit.grants = [grant(1, NEVER_NS); GRANTS];
         let full = permit;
-        add(&mut permit, grant(5, 900), 100);
+        assert!(!add(&mut permit, grant(5, 900), 100));
         assert_eq!(permit, full);
     }
 
     #[test]
     fn a_rule_holds_one_grant_whose_end_only_moves_away() {
         let mut permit = Permit::default();
-        add(&mut permit, grant(1, 500), 100);
-        add(&mut permit, grant(1, 400), 100);
+        assert!(!add(&mut permit, grant(1, 500), 100));
+        assert!(!add(&mut permit, grant(1, 400), 100));
         assert_eq!(permit.grants[0], grant(1, 500));
-        add(&mut permit, grant(1, 600), 100);
+        assert!(!add(&mut permit, grant(1, 600), 100));
         assert_eq!(permit.grants[0], grant(1, 600));
+        assert!(!add(&mut permit, grant(1, 601), 100));
+        assert_eq!(permit.grants[0], grant(1, 600), "an eighth of a life, at most a second, is not worth a write");
+        permit.grants[0] = grant(1, 100 * SECOND_NS);
+        assert!(!add(&mut permit, grant(1, 101 * SECOND_NS), 100));
+        assert_eq!(permit.grants[0], grant(1, 100 * SECOND_NS));
+        assert!(!add(&mut permit, grant(1, 101 * SECOND_NS + 1), 100));
+        assert_eq!(permit.grants[0], grant(1, 101 * SECOND_NS + 1));
         assert!(permit.grants[1].rule.is_none());
     }
 
@@ -287,7 +308,7 @@ mod tests {
         let swept = without_expired(&permit, 60);
         assert!(swept.grants[0].rule.is_none());
         assert_eq!(swept.grants[1..], permit.grants[1..]);
-        add(&mut permit, grant(5, 900), 100);
+        assert!(!add(&mut permit, grant(5, 900), 100), "what has expired is nobody's loss");
         assert_eq!(permit.grants[0], grant(5, 900));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     dns,
     level::{Level, Reached},
-    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach},
+    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach, Server, Services},
 };
 use egress_common::{
     addr::Addr,
@@ -22,7 +22,7 @@ use egress_common::{
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -39,24 +39,24 @@ pub(super) struct Plan {
     pub(super) limits: Limits,
     pub(super) capacity: Capacity,
     pub(super) found: Found,
-    pub(super) servers: Vec<SocketAddr>,
+    pub(super) servers: Vec<Server>,
     pub(super) listens: bool,
 }
 
 /// Whether the policy needs somebody who answers DNS, and whom that one asks.
-fn resolvers(policy: &Policy) -> Result<(bool, Vec<SocketAddr>), Error> {
+fn resolvers(policy: &Policy) -> Result<(bool, Vec<Server>), Error> {
     let listens = !policy.allow.names.is_empty() || policy.mode == Mode::Observe;
     let servers = match (&policy.dns.servers, listens) {
-        (servers, true) if servers.is_empty() => dns::host_servers()?,
+        (servers, true) if servers.is_empty() => dns::host_servers()?.into_iter().map(Server::from).collect(),
         (servers, _) => servers.clone(),
     };
     Ok((listens, servers))
 }
 
 /// Addresses that no name opens.
-fn protected(servers: &[SocketAddr], own_netns: bool, own_addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+fn protected(servers: &[Server], own_netns: bool, own_addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     let hosts = own_addresses.iter().copied().filter(|_| !own_netns);
-    servers.iter().map(SocketAddr::ip).chain(hosts).collect()
+    servers.iter().map(|server| server.address.ip()).chain(hosts).collect()
 }
 
 impl Plan {
@@ -167,6 +167,7 @@ impl Plan {
             grace: policy.dns.grace,
             queries_per_second: policy.dns.queries_per_second,
             keep_chains: policy.dns.cname == Cnames::Keep,
+            services: policy.dns.svcb == Services::Sanitised,
             observe: policy.mode == Mode::Observe,
         }
     }

@@ -1,47 +1,38 @@
 //! Suspend. Permits end by a clock that stands still while the machine sleeps (CLOCK_MONOTONIC), and the answers that they rest
 //! on grow old all the same (CLOCK_BOOTTIME): what was slept is taken off their lives.
 
+use crate::clock;
 use egress_common::permit::{NEVER_NS, Permit};
-use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
 /// Less is the time between the readings of two clocks. It is not lost: it adds up to the next reading.
 const NOTICEABLE: Duration = Duration::from_millis(500);
 
-/// How far two clocks have come apart.
+/// What was slept up to the last look.
 #[derive(Debug)]
 pub(super) struct Sleep {
-    apart: Duration,
+    seen: Duration,
 }
 
 impl Sleep {
     /// From now on.
     pub(super) fn new() -> Self {
-        let (boottime, monotonic) = clocks();
-        Self { apart: boottime.saturating_sub(monotonic) }
+        Self { seen: clock::slept() }
     }
 
     /// What was slept since the last call that returned something.
     pub(super) fn slept(&mut self) -> Option<Duration> {
-        let (boottime, monotonic) = clocks();
-        self.between(boottime, monotonic)
+        self.since(clock::slept())
     }
 
-    fn between(&mut self, boottime: Duration, monotonic: Duration) -> Option<Duration> {
-        let apart = boottime.saturating_sub(monotonic);
-        let slept = apart.saturating_sub(self.apart);
+    fn since(&mut self, total: Duration) -> Option<Duration> {
+        let slept = total.saturating_sub(self.seen);
         if slept < NOTICEABLE {
             return None;
         }
-        self.apart = apart;
+        self.seen = total;
         Some(slept)
     }
-}
-
-fn clocks() -> (Duration, Duration) {
-    // Both always exist on Linux; without them nothing ever seems to be slept.
-    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-    (read(ClockId::CLOCK_BOOTTIME), read(ClockId::CLOCK_MONOTONIC))
 }
 
 /// The permit after so much sleep: what was learned ends earlier, what the policy itself names does not.
@@ -64,15 +55,16 @@ mod tests {
 
     #[test]
     fn sleep_is_what_one_clock_counts_and_the_other_does_not() {
-        let mut sleep = Sleep { apart: s(10) };
-        assert_eq!(sleep.between(s(110), s(100)), None);
-        assert_eq!(sleep.between(s(3110), s(3100)), None, "awake for long");
-        assert_eq!(sleep.between(s(6711), s(3101)), Some(s(3600)));
-        assert_eq!(sleep.between(s(6712), s(3102)), None, "told once");
+        let mut sleep = Sleep { seen: s(10) };
+        let mut between = |boottime: Duration, monotonic| sleep.since(boottime.saturating_sub(monotonic));
+        assert_eq!(between(s(110), s(100)), None);
+        assert_eq!(between(s(3110), s(3100)), None, "awake for long");
+        assert_eq!(between(s(6711), s(3101)), Some(s(3600)));
+        assert_eq!(between(s(6712), s(3102)), None, "told once");
         let jitter = Duration::from_millis(300);
-        assert_eq!(sleep.between(s(6712) + jitter, s(3102)), None);
-        assert_eq!(sleep.between(s(6712) + 2 * jitter, s(3102)), Some(2 * jitter), "naps add up");
-        assert_eq!(sleep.between(s(6712), s(3102)), None, "read the other way round");
+        assert_eq!(between(s(6712) + jitter, s(3102)), None);
+        assert_eq!(between(s(6712) + 2 * jitter, s(3102)), Some(2 * jitter), "naps add up");
+        assert_eq!(between(s(6712), s(3102)), None, "read the other way round");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! T30 to T35 and T37: the acceptance tests on names; T29 is in `matching`.
+//! T30 to T35 and T37: the acceptance tests on names; T29 is in `matching`, T36 in `channel`.
 
 use super::{events, resolving};
 use crate::job::{Job, end};
@@ -30,6 +30,54 @@ fn t30_resolution_fails_for_a_while() {
     lab.expect_hits(&token, 1);
     assert_eq!(lab.zone().queries_for("ok.test").len(), 3, "{:?}", lab.zone().queries());
     assert_eq!(lab.zone().queries_for("nx.test").len(), 1, "a name that does not exist is asked for once");
+    let mut inside = Inside::start(lab.egressd("run").flags("--pre-resolve=off --allow nx.test"));
+    assert_eq!(inside.ask("curl -4 -sS -m9 http://nx.test/").code, Some(6));
+    let nowhere = |event: &serde_json::Value| event["dst_name"] == "nx.test" && event["reason"] == "upstream_no_name";
+    until(SOON, "the name that is not there is told", || events(&lab).iter().any(nowhere));
+    inside.end().exits(0);
+}
+
+/// Cases 2 to 4: a name that has to resolve before the start, and does not.
+#[test]
+fn t30_what_is_required_and_does_not_resolve_is_not_run() {
+    let lab = Lab::new();
+    let everything = usize::MAX;
+    lab.zone().put("bad.test", Entry::at(&["198.51.100.80"]).fails(everything));
+    lab.zone().put("empty.test", Entry::at(&[]));
+    let (refused, allowed) = (lab.token("refused"), lab.token("allowed"));
+    let before = lab.snapshot();
+    for (shape, flags, cause) in [
+        ("box", "--allow ok.test --allow bad.test:3128", &["bad.test (answered with error code 2)"][..]),
+        (
+            "box",
+            "--allow ok.test --allow a.test:80 --allow b.test:80 --allow nx.invalid:80",
+            &["nx.invalid (no such name)"],
+        ),
+        (
+            "netns",
+            "--allow ok.test --allow nx.test --allow bad.test --allow empty.test",
+            &["nx.test", "bad.test", "empty.test"],
+        ),
+        // Proxies and gateways are addresses.
+        ("box", "--allow ok.test --proxy bad.test:3128", &["bad.test:3128"]),
+        ("box", "--allow ok.test --gateway a.test:80 --gateway nx.invalid:80", &["a.test:80"]),
+    ] {
+        let (_, run) = lab.shapes().into_iter().find(|(name, _)| *name == shape).unwrap();
+        let output =
+            run.flags("--pre-resolve=require").flags(flags).sh(&format!("curl -m5 ok.test/{refused}")).output();
+        assert_eq!(output.code, Some(125), "{flags}: {output}");
+        assert!(cause.iter().all(|cause| output.stderr.contains(cause)), "{flags} does not name {cause:?}: {output}");
+        assert!(output.took < SOON, "{flags}: {output}");
+        assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new(), "{flags} left something");
+    }
+    assert_eq!(lab.hits(&refused), [], "nothing was run");
+    let asked = lab.zone().queries_for("bad.test").into_iter().filter(|query| query.kind == RecordType::A).count();
+    assert_eq!(asked, 2 * 4, "four attempts each time");
+    for (_, run) in lab.shapes() {
+        let required = run.flags("--pre-resolve=require --allow ok.test --allow a.test:80");
+        required.sh(&format!("curl -fsS -m5 http://ok.test/{allowed}")).output().exits(0);
+    }
+    lab.expect_hits(&allowed, 2);
 }
 
 /// An upstream that is silent about one name holds up nobody else.
@@ -164,13 +212,15 @@ fn t34_answer_shape() {
 }
 
 /// Addresses that no name may open, as a name's answer has them.
-const INSIDE: [(&str, &str); 6] = [
+const INSIDE: [(&str, &str); 7] = [
     ("r1.test", "127.0.0.1"),
     ("r2.test", "169.254.169.254"),
     ("r3.test", "10.0.0.5"),
     ("r4.test", "::ffff:10.0.0.5"),
     ("r5.test", "::ffff:169.254.169.254"),
     ("r6.test", "64:ff9b::a9fe:a9fe"),
+    // D12: the upstream's own.
+    ("r7.test", "198.51.100.53"),
 ];
 
 #[test]

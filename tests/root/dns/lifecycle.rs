@@ -1,6 +1,10 @@
-//! E05 and E06: what a permit's end ends, and what the end of egressd leaves.
+//! E05 to E07 and E17: what a permit's end ends, what the end of egressd leaves, what its return finds, and clocks that jump.
 
-use crate::job::Job;
+use crate::{
+    job::Job,
+    library::{attach_in_the_box, directories, policy},
+};
+use egress_agent::sandbox::Sandbox;
 use lab::{Entry, Inside, Lab, OK, until};
 use nix::sys::signal::Signal;
 use std::{fs, time::Duration};
@@ -76,4 +80,94 @@ fn e06_a_killed_agent() {
     assert_eq!(lab.zone().queries().len(), asked, "nobody asks upstream any more");
     lab.expect_hits(&after, 1);
     job.detach().exits(0);
+}
+
+/// The record of an earlier policy beside the maps of a later one is what a death in the middle of an update leaves.
+#[test]
+fn e07_a_restarted_agent() {
+    const OTHER: &str = "198.51.100.11";
+    /// Less than any client's patience: glibc, musl and Go wait 5 s.
+    const GAP_MS: i32 = 4000;
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    lab.zone().put("ok.test", Entry::at(&["198.51.100.10"]).ttl(600));
+    lab.zone().put("a.test", Entry::at(&[OTHER]).ttl(600));
+    lab.zone().put("steady.test", Entry::at(&["198.51.100.12"]).ttl(600));
+    let before = lab.snapshot();
+    let mut first = attach_in_the_box(&lab, &job, policy("names = [\"ok.test\", \"steady.test\"]"));
+    let name = first.name().to_owned();
+    let record = lab.state_dir().join("sandboxes").join(&name).join("sandbox.json");
+    let earlier = fs::read_to_string(&record).unwrap();
+    first.update(policy("names = [\"ok.test\", \"steady.test\", \"a.test\"]")).unwrap();
+    let (kept, stale) = (lab.token("kept"), lab.token("stale"));
+    assert_eq!((job.curl("ok.test", &kept), job.curl("a.test", &stale)), (Some(0), Some(0)));
+    let stop = lab.work_dir().join("stop");
+    let probe = lab.probe("asking.py");
+    let asking = job.spawn(&format!("exec {probe} 203.0.113.8 steady.test {}", stop.display()));
+    until(SOON, "somebody asks all the time", || !lab.zone().queries_for("steady.test").is_empty());
+    let (asked, steady) = (lab.zone().queries_for("ok.test").len(), lab.zone().queries_for("steady.test").len());
+
+    first.pin(&name).unwrap();
+    drop(first);
+    let pid = format!("\"agent_pid\": {}", std::process::id());
+    assert!(earlier.contains(&pid), "{earlier}");
+    fs::write(&record, earlier.replace(&pid, "\"agent_pid\": null")).unwrap();
+    assert_eq!(job.curl(&OK.to_string(), &kept), Some(0), "while nobody serves");
+    let second = lab.box_ns().enter(|| Sandbox::adopt(&name, &directories(&lab))).unwrap();
+    assert_eq!(job.curl(&OK.to_string(), &kept), Some(0), "the permit outlives both");
+    assert_eq!(job.curl(OTHER, &stale), Some(7), "its rule is gone");
+    assert_eq!(lab.zone().queries_for("ok.test").len(), asked, "nobody had to ask again");
+    until(SOON, "the new agent is asked", || lab.zone().queries_for("steady.test").len() > steady);
+    assert_eq!(job.curl("ok.test", &kept), Some(0));
+    fs::write(&stop, "").unwrap();
+    let told = asking.finish(SOON);
+    eprintln!("{told}");
+    assert!(told.step("gap_ms") < GAP_MS, "{told}");
+    lab.expect_hits(&kept, 4);
+    lab.expect_hits(&stale, 1);
+    second.detach().unwrap();
+    fs::remove_file(&stop).unwrap();
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+}
+
+/// The wall clock says nothing about permits; what the machine slept is taken off them, and off the answers that they rest on.
+#[test]
+fn e17_clocks_that_jump() {
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    lab.zone().put("ok.test", Entry::at(&["198.51.100.10"]).ttl(600));
+    let clocks = lab.work_dir();
+    let launch = job.attach("--allow ok.test --pre-resolve=off").env("LD_PRELOAD", lab.compiled("clock.so"));
+    let agent = crate::job::ready(launch.env("CLOCKS", clocks.to_str().unwrap()));
+    let token = lab.token("open");
+    assert_eq!(job.curl("ok.test", &token), Some(0));
+    let asked = || lab.zone().queries_for("ok.test").len();
+    let before = asked();
+    // When a denial was told to have happened; the form of the time sorts as it passes.
+    let denied = |address: &str| {
+        assert_eq!(job.curl(address, "closed"), Some(7));
+        let mut time = None;
+        until(SOON, "the denial is told", || {
+            let told = super::events(&lab);
+            time = told
+                .iter()
+                .find(|event| event["dst_ip"] == address)
+                .map(|event| event["time"].as_str().unwrap().to_owned());
+            time.is_some()
+        });
+        time.unwrap()
+    };
+    let earlier = denied("198.51.100.20");
+    fs::write(clocks.join("back"), "").unwrap();
+    assert!(denied("198.51.100.21") < earlier, "egressd sees the clock set back");
+    assert_eq!((job.curl(&OK.to_string(), &token), job.curl("ok.test", &token)), (Some(0), Some(0)));
+    assert_eq!(asked(), before, "the answer is as old as it was");
+    fs::write(clocks.join("slept"), "").unwrap();
+    until(SOON, "what was slept is taken off the permit", || job.curl(&OK.to_string(), &lab.token("late")) == Some(7));
+    assert_eq!(job.curl("ok.test", &token), Some(0));
+    assert!(asked() > before, "the answer had grown old meanwhile");
+    lab.expect_hits(&token, 4);
+    crate::job::end(agent, Signal::SIGINT).exits(0);
+    fs::remove_file(clocks.join("back")).unwrap();
+    fs::remove_file(clocks.join("slept")).unwrap();
 }

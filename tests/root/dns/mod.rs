@@ -1,7 +1,9 @@
 //! Names as real clients ask for them: the layers C and K of the DNS half's cases, and the acceptance tests on names.
 
 mod acceptance;
+mod channel;
 mod clients;
+mod encrypted;
 mod forwarders;
 mod lifecycle;
 mod matching;

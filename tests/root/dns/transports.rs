@@ -2,7 +2,7 @@
 
 use super::resolving;
 use crate::job::{Job, end};
-use lab::{Inside, Lab, OK, need, until};
+use lab::{Inside, Lab, OK, PYTHON, need, until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::time::Duration;
@@ -55,6 +55,37 @@ fn c11_resolvers_on_unix_sockets() {
         assert_eq!(need["present"], "no", "{need}");
         assert!(need["fix"].as_str().unwrap().contains(socket), "{need}");
     }
+}
+
+/// A command of `run` finds nobody there; without egressd somebody answers.
+#[test]
+fn c11_run_hides_them() {
+    const LISTENS: &str = "import socket, time
+s = socket.socket(socket.AF_UNIX)
+s.bind('/run/nscd/socket')
+s.listen()
+open('/run/nscd/ready', 'w')
+time.sleep(60)";
+    need("unshare");
+    let lab = Lab::new();
+    let work = lab.work_dir();
+    let own = work.parent().unwrap().strip_prefix("/run").unwrap().display().to_string();
+    let listens = lab.file("listens.py", LISTENS);
+    let asks = "import socket; socket.socket(socket.AF_UNIX).connect('/run/nscd/socket')";
+    let asks = format!("{PYTHON} -c \"{asks}\" 2>/dev/null; echo nscd=$?");
+    // A /run with a resolver in it and what the lab needs, for this command alone.
+    let over_run = format!(
+        "mount --rbind /run /mnt && mount -t tmpfs lab /run && mkdir -p /run/nscd /run/{own} && mount --rbind /mnt/{own} /run/{own}
+        setpriv --pdeathsig KILL {PYTHON} {} & until [ -e /run/nscd/ready ]; do :; done; chmod 666 /run/nscd/socket; exec \"$0\" \"$@\"",
+        listens.display()
+    );
+    let through = ["unshare", "-m", "sh", "-c", &over_run];
+    let hidden = lab.egressd("run").through(&through).flags("--allow ok.test").sh(&asks).output();
+    assert_eq!(hidden.step("nscd"), 1, "{hidden}");
+    let mut open = lab.box_ns().command("unshare");
+    open.args(["-m", "sh", "-c", &over_run, "sh", "-c", &asks]);
+    let open = lab::Running::spawn(open).finish(Duration::from_secs(20));
+    assert_eq!(open.step("nscd"), 0, "{open}");
 }
 
 #[test]

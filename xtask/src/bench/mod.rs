@@ -6,6 +6,7 @@
 
 pub(crate) mod dns;
 pub(crate) mod filter;
+mod generator;
 mod page;
 mod pairs;
 

@@ -2,7 +2,7 @@
 
 use super::{
     lab::{Lab, addresses, allow, config, ips},
-    scripted::{Asked, Upstream, address, whole},
+    scripted::{Upstream, address, good, whole},
 };
 use crate::dns::{DnsError, Name, NotResolved, UpstreamError};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
@@ -15,12 +15,6 @@ const NAME: &str = "api.example.test";
 
 fn names(texts: &[&str]) -> Vec<Name> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
-}
-
-fn good(asked: &Asked) -> Vec<Vec<u8>> {
-    let records =
-        if asked.qtype() == RecordType::A { vec![address(&asked.name(), 60, "198.51.100.7")] } else { vec![] };
-    whole(&asked.reply(records))
 }
 
 /// Each name that was refused, and why.
@@ -97,6 +91,22 @@ fn e14_a_silent_upstream_ends_it_within_10_s() {
     let took = start.elapsed();
     assert!((Duration::from_secs(8)..Duration::from_secs(10)).contains(&took), "{took:?}");
     assert!(asked(&upstream, RecordType::A) >= 4 * 3, "four attempts at each of them, side by side");
+}
+
+#[test]
+fn e14_an_attempt_takes_two_seconds_and_no_longer() {
+    let tries = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |asked| match asked.qtype() {
+        // One packet for each attempt: nothing is sent again within it.
+        RecordType::A if tries.fetch_add(1, Ordering::SeqCst) < 2 => Vec::new(),
+        _ => good(asked),
+    });
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    let start = Instant::now();
+    assert_eq!(refused(&lab, &[NAME]), []);
+    let took = start.elapsed();
+    assert!((Duration::from_millis(4400)..Duration::from_millis(6400)).contains(&took), "{took:?}");
+    assert_eq!(asked(&upstream, RecordType::A), 3);
 }
 
 #[test]

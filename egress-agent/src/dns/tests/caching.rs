@@ -2,7 +2,7 @@
 
 use super::{
     lab::{DEADLINE, Lab, Rules, addresses, allow, config, ede, ips, patient, query},
-    scripted::{Asked, Upstream, address, whole},
+    scripted::{Upstream, address, good, held, whole},
 };
 use crate::dns::{Config, DnsEvent, PermitError};
 use hickory_proto::{
@@ -11,9 +11,8 @@ use hickory_proto::{
 };
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU8, Ordering},
-        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -23,10 +22,6 @@ const NAME: &str = "api.example.test";
 
 fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
-}
-
-fn good(asked: &Asked) -> Vec<Vec<u8>> {
-    whole(&asked.reply(vec![address(NAME, 60, "198.51.100.7")]))
 }
 
 /// Answers until it is told to fail.
@@ -63,16 +58,7 @@ fn f10_one_name_asked_all_the_time_goes_upstream_once_in_its_ttl() {
 
 #[test]
 fn f10_what_is_asked_at_once_is_asked_once() {
-    let (arrived, arrival) = mpsc::channel();
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::start(move |asked| {
-        arrived.send(()).unwrap();
-        wait.lock().unwrap().recv().unwrap();
-        good(asked)
-    });
-    // Dropped before the upstream, which would wait for ever where the test fails.
-    let go = go;
+    let (upstream, arrival, go) = held();
     let lab = Lab::scheduled(config(allow(&[NAME]), &[upstream.address]), patient());
     let clients: Vec<_> = (0..100).map(|_| lab.client()).collect();
     for client in &clients {
@@ -277,16 +263,7 @@ fn e15_a_name_in_use_is_renewed_before_it_grows_old_and_permitted_when_it_is_ask
 #[test]
 fn a_question_outlives_the_client_that_asked_it_first() {
     use super::scripted::write_frame;
-    let (arrived, arrival) = mpsc::channel();
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::start(move |asked| {
-        arrived.send(()).unwrap();
-        wait.lock().unwrap().recv().unwrap();
-        good(asked)
-    });
-    // Dropped before the upstream, which would wait for ever where the test fails.
-    let go = go;
+    let (upstream, arrival, go) = held();
     let lab = Lab::scheduled(config(allow(&[NAME]), &[upstream.address]), patient());
     let mut first = std::net::TcpStream::connect(lab.tcp).unwrap();
     write_frame(&mut first, &query(NAME, RecordType::A, None));

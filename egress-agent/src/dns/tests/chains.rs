@@ -163,6 +163,18 @@ fn d09_d12_the_policy_opens_private_ranges_but_nothing_protected() {
 }
 
 #[test]
+fn d12_no_name_opens_an_upstream() {
+    let records = ["198.51.100.53", "198.51.100.7"].map(|text| address(NAME, 60, text)).to_vec();
+    let upstream = sections(records, vec![], vec![]);
+    // The first one answers: the second is only named.
+    let lab = Lab::with(config(allow(&[NAME]), &[upstream.address, ([198, 51, 100, 53], 53).into()]));
+    assert_eq!(addresses(&lab.ask_a(NAME)), ips(&["198.51.100.7"]));
+    assert_eq!(lab.records.permits()[0].addresses, ips(&["198.51.100.7"]));
+    let lab = Lab::with(config(allow(&[NAME]), &[upstream.address]));
+    assert_eq!(addresses(&lab.ask_a(NAME)).len(), 2, "anybody else's address is open");
+}
+
+#[test]
 fn d13_https_has_no_data_and_is_not_forwarded() {
     let upstream = sections(vec![good()], vec![], vec![]);
     let lab = lab(&upstream);
@@ -175,6 +187,74 @@ fn d13_https_has_no_data_and_is_not_forwarded() {
     }
     assert!(upstream.asked().is_empty());
     assert_eq!(addresses(&lab.ask_a(NAME)).len(), 1);
+}
+
+#[test]
+fn d13_sanitised_records_lead_nobody_elsewhere() {
+    use rdata::{
+        HTTPS, SVCB,
+        svcb::{Alpn, EchConfigList, IpHint, Mandatory, SvcParamKey as Key, SvcParamValue as Value},
+    };
+    let h3 = || (Key::Alpn, Value::Alpn(Alpn(vec!["h3".into(), "h2".into()])));
+    let here = || hickory_proto::rr::Name::root();
+    let ech = || (Key::EchConfigList, Value::EchConfigList(EchConfigList(vec![1; 64])));
+    let leading = vec![
+        (Key::Mandatory, Value::Mandatory(Mandatory(vec![Key::Alpn, Key::Ipv4Hint, Key::EchConfigList]))),
+        h3(),
+        (Key::NoDefaultAlpn, Value::NoDefaultAlpn),
+        (Key::Ipv4Hint, Value::Ipv4Hint(IpHint(vec!["203.0.113.66".parse().unwrap()]))),
+        ech(),
+        (Key::Ipv6Hint, Value::Ipv6Hint(IpHint(vec!["2001:db8::66".parse().unwrap()]))),
+    ];
+    let left = |priority| {
+        SVCB::new(
+            priority,
+            here(),
+            vec![
+                (Key::Mandatory, Value::Mandatory(Mandatory(vec![Key::Alpn]))),
+                h3(),
+                (Key::NoDefaultAlpn, Value::NoDefaultAlpn),
+            ],
+        )
+    };
+    let elsewhere = || "other.example.test.".parse().unwrap();
+    let needs_port =
+        vec![(Key::Mandatory, Value::Mandatory(Mandatory(vec![Key::Port]))), (Key::Port, Value::Port(8443))];
+    for (records, expected) in [
+        (vec![SVCB::new(1, here(), leading.clone())], vec![left(1)]),
+        (vec![SVCB::new(1, here(), vec![ech()])], vec![SVCB::new(1, here(), vec![])]),
+        // Another port, another target, an alias, and an alias beside a good one.
+        (vec![SVCB::new(1, here(), needs_port), SVCB::new(2, here(), leading.clone())], vec![left(2)]),
+        (vec![SVCB::new(1, here(), vec![(Key::Port, Value::Port(8443))])], vec![]),
+        (vec![SVCB::new(1, elsewhere(), vec![h3()])], vec![]),
+        (vec![SVCB::new(0, elsewhere(), vec![])], vec![]),
+        (vec![SVCB::new(1, here(), vec![h3()]), SVCB::new(0, elsewhere(), vec![])], vec![]),
+    ] {
+        let of = records
+            .iter()
+            .map(|record| Record::from_rdata(NAME.parse().unwrap(), 60, RData::HTTPS(HTTPS(record.clone()))));
+        // Behind a CNAME, beside a record of another owner.
+        let stray = Record::from_rdata("stray.example.test.".parse().unwrap(), 60, RData::HTTPS(HTTPS(left(1))));
+        let upstream = sections(of.chain([stray, good()]).collect(), vec![], vec![]);
+        let lab = Lab::with(crate::dns::Config { services: true, ..config(allow(&[NAME]), &[upstream.address]) });
+        for asked in [1, 1] {
+            let answer = lab.ask(NAME, RecordType::HTTPS);
+            let told: Vec<_> = answer
+                .answers
+                .iter()
+                .map(|record| match &record.data {
+                    RData::HTTPS(HTTPS(record)) => record.clone(),
+                    other => panic!("{other}"),
+                })
+                .collect();
+            assert_eq!((answer.metadata.response_code, &told), (ResponseCode::NoError, &expected), "{records:?}");
+            assert_eq!(answer.authorities.len(), usize::from(expected.is_empty()));
+            assert_eq!(upstream.asked().len(), asked, "cached");
+        }
+        assert!(lab.records.permits().is_empty(), "no record opens an address");
+        assert_eq!(lab.ask("other.example.test", RecordType::HTTPS).metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(lab.ask(NAME, RecordType::TXT).answers.len(), 0);
+    }
 }
 
 #[test]

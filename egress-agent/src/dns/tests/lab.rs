@@ -3,7 +3,7 @@
 use super::scripted::{Upstream, name as scripted_name, pair};
 use crate::dns::{
     Answers, Client, Clients, Config, DnsEvent, DnsEvents, Listeners, Name, NameVerdict, Names, PermitError, Permits,
-    Protected, Server, upstream::Schedule,
+    Protected, Server, Written, upstream::Schedule,
 };
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query},
@@ -83,6 +83,8 @@ pub(crate) struct Records {
     permits: Mutex<Vec<Permit>>,
     events: Mutex<Vec<DnsEvent>>,
     pub(crate) fail: Mutex<Option<PermitError>>,
+    /// What every permit says to have taken the place of.
+    pub(crate) evicted: Mutex<Vec<IpAddr>>,
     /// Called inside `permit`.
     pub(crate) hook: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -117,7 +119,7 @@ impl Permits for Records {
         addresses: &[IpAddr],
         rules: &[usize],
         life: Duration,
-    ) -> Result<bool, PermitError> {
+    ) -> Result<Written, PermitError> {
         if let Some(error) = *self.fail.lock().unwrap() {
             return Err(error);
         }
@@ -130,7 +132,7 @@ impl Permits for Records {
         let held = |address| permits.iter().any(|held| held.name == permit.name && held.addresses.contains(address));
         let new = !permit.addresses.iter().all(held);
         permits.push(permit);
-        Ok(new)
+        Ok(Written { new, evicted: self.evicted.lock().unwrap().clone() })
     }
 
     fn names_of(&self, address: IpAddr) -> Vec<String> {
@@ -166,7 +168,7 @@ pub(crate) fn config(rules: Rules, servers: &[SocketAddr]) -> Config {
     Config {
         names: Arc::new(rules),
         generation: 1,
-        servers: servers.to_vec(),
+        servers: servers.iter().copied().map(Into::into).collect(),
         answers: Answers::Public,
         protected: Protected::default(),
         permit_min: Duration::from_secs(30),
@@ -174,6 +176,7 @@ pub(crate) fn config(rules: Rules, servers: &[SocketAddr]) -> Config {
         grace: Duration::from_secs(120),
         queries_per_second: 100_000,
         keep_chains: false,
+        services: false,
         observe: false,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     lab::{DEADLINE, Lab, Rules, addresses, allow, config, ips, query},
-    scripted::{Upstream, address, whole},
+    scripted::{Upstream, good, held},
 };
 use crate::dns::{Config, DnsError, Listeners, PermitError, Problem, Server};
 use hickory_proto::{
@@ -12,32 +12,14 @@ use hickory_proto::{
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
     thread,
     time::Duration,
 };
 
 const NAME: &str = "api.example.test";
-
-fn good(asked: &super::scripted::Asked) -> Vec<Vec<u8>> {
-    whole(&asked.reply(vec![address(NAME, 60, "198.51.100.7")]))
-}
-
-/// An upstream that says when it was asked, and answers when it is told to.
-fn held() -> (Upstream, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (arrived, arrival) = mpsc::channel();
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let upstream = Upstream::start(move |asked| {
-        arrived.send(()).unwrap();
-        wait.lock().unwrap().recv().unwrap();
-        good(asked)
-    });
-    (upstream, arrival, go)
-}
 
 fn next(rules: Rules, upstream: &Upstream, generation: u64) -> Config {
     Config { generation, ..config(rules, &[upstream.address]) }

@@ -11,6 +11,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -56,6 +57,26 @@ impl Asked {
 
 pub(crate) fn whole(reply: &Message) -> Vec<Vec<u8>> {
     vec![reply.to_vec().unwrap()]
+}
+
+/// The one address of whatever name is asked for: `198.51.100.7`, for a minute.
+pub(crate) fn good(asked: &Asked) -> Vec<Vec<u8>> {
+    let records = (asked.qtype() == RecordType::A).then(|| address(&asked.name(), 60, "198.51.100.7"));
+    whole(&asked.reply(records.into_iter().collect()))
+}
+
+/// An upstream that says when it was asked, and gives its good answer when it is told to. It waits for ever where `go` is
+/// dropped last.
+pub(crate) fn held() -> (Upstream, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (arrived, arrival) = mpsc::channel();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let upstream = Upstream::start(move |asked| {
+        arrived.send(()).unwrap();
+        wait.lock().unwrap().recv().unwrap();
+        good(asked)
+    });
+    (upstream, arrival, go)
 }
 
 /// A scripted upstream on UDP and TCP of one port.

@@ -80,6 +80,21 @@ fn e02_no_address_leaves_when_the_permit_fails() {
 }
 
 #[test]
+fn a_grant_that_gave_way_is_told() {
+    let upstream = upstream();
+    let lab = Lab::start(allow(&["api.example.test"]), &[&upstream]);
+    lab.ask_a("api.example.test");
+    let evicted = |event: &DnsEvent| match event {
+        DnsEvent::Evicted { name, address } => Some((name.to_string(), *address)),
+        _ => None,
+    };
+    assert_eq!(lab.records.events().iter().find_map(evicted), None);
+    *lab.records.evicted.lock().unwrap() = ips(&["198.51.100.7"]);
+    assert_eq!(addresses(&lab.ask_a("api.example.test")), ips(&["198.51.100.7"]));
+    assert_eq!(lab.records.event(evicted), ("api.example.test".into(), ips(&["198.51.100.7"])[0]));
+}
+
+#[test]
 fn e04_the_clients_ttl_is_short_and_the_permits_is_not() {
     for (ttl, answer, permit) in [(0, 1, 150), (1, 1, 150), (86_400, 300, 3600 + 120), (0xff00_0000, 1, 150)] {
         let upstream = Upstream::table(vec![address("api.example.test", ttl, "198.51.100.7")]);

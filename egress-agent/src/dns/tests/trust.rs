@@ -2,7 +2,7 @@
 
 use super::{
     lab::{DEADLINE, Everything, Lab, addresses, allow, config, ede, hasty, ips, query},
-    scripted::{Upstream, address, whole},
+    scripted::{Upstream, address, good, whole},
 };
 use crate::dns::{DnsEvent, UpstreamError};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
@@ -19,10 +19,6 @@ use std::{
 const NAME: &str = "api.example.test";
 /// Answers of a minute have grown old by then.
 const OLD: Duration = Duration::from_secs(61);
-
-fn good(asked: &super::scripted::Asked) -> Vec<u8> {
-    asked.reply(vec![address(NAME, 60, "198.51.100.7")]).to_vec().unwrap()
-}
 
 fn forged(asked: &super::scripted::Asked) -> Vec<u8> {
     asked.reply(vec![address(NAME, 60, "203.0.113.66")]).to_vec().unwrap()
@@ -72,7 +68,7 @@ fn f01_replies_that_do_not_match_are_ignored() {
         };
         // From another port of the same host.
         UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().send_to(&forged(asked), asked.from).unwrap();
-        vec![other_id, other_name, other_type, a_query, good(asked)]
+        [vec![other_id, other_name, other_type, a_query], good(asked)].concat()
     });
     let lab = Lab::start(allow(&[NAME]), &[&upstream]);
     answers_well(&lab);
@@ -83,7 +79,7 @@ fn f01_replies_that_do_not_match_are_ignored() {
 fn f02_many_forgeries_move_the_exchange_to_tcp() {
     let upstream = Upstream::start(|asked| {
         if asked.tcp {
-            return vec![good(asked)];
+            return good(asked);
         }
         (0..200_u8)
             .map(|guess| {
@@ -101,13 +97,12 @@ fn f02_many_forgeries_move_the_exchange_to_tcp() {
 #[test]
 fn f01_a_name_in_another_case_counts_only_over_tcp() {
     let upstream = Upstream::start(|asked| {
-        let mut reply = if asked.tcp || asked.bytes[12..].starts_with(b"\x03api\x07example\x04test") {
-            good(asked)
-        } else {
-            forged(asked)
-        };
-        reply[12..12 + NAME.len() + 2].make_ascii_lowercase();
-        vec![reply]
+        let ours = asked.tcp || asked.bytes[12..].starts_with(b"\x03api\x07example\x04test");
+        let mut replies = if ours { good(asked) } else { vec![forged(asked)] };
+        for reply in &mut replies {
+            reply[12..12 + NAME.len() + 2].make_ascii_lowercase();
+        }
+        replies
     });
     let lab = Lab::start(allow(&[NAME]), &[&upstream]);
     answers_well(&lab);
@@ -127,7 +122,7 @@ fn f03_truncated_and_no_tcp_means_the_next_upstream() {
         whole(&reply)
     };
     let first = Upstream::without_tcp(truncated);
-    let second = Upstream::start(|asked| vec![good(asked)]);
+    let second = Upstream::start(good);
     answers_well(&Lab::start(allow(&[NAME]), &[&first, &second]));
     let lab = Lab::start(allow(&[NAME]), &[&first]);
     assert_eq!(fails(&lab), 23);
@@ -154,7 +149,7 @@ fn f16_truncated_or_too_large_is_asked_again_over_tcp() {
 fn f04_an_error_from_one_upstream_is_not_the_last_word() {
     for code in [ResponseCode::ServFail, ResponseCode::Refused] {
         let first = Upstream::start(move |asked| whole(&asked.code(code)));
-        let second = Upstream::start(|asked| vec![good(asked)]);
+        let second = Upstream::start(good);
         answers_well(&Lab::start(allow(&[NAME]), &[&first, &second]));
         let lab = Lab::start(allow(&[NAME]), &[&first]);
         assert_eq!(fails(&lab), 22);
@@ -170,6 +165,12 @@ fn f04_nxdomain_is_final_and_keeps_its_time() {
     let answer = lab.ask_a(NAME);
     assert_eq!((answer.metadata.response_code, answer.authorities[0].ttl), (ResponseCode::NXDomain, 5));
     assert_eq!(ede(&answer), None, "not a denial");
+    let told =
+        |event: &DnsEvent| matches!(event, DnsEvent::NoSuchName { name } if name.to_string() == NAME).then_some(());
+    lab.records.event(told);
+    lab.ask_a(NAME);
+    let events = lab.records.events();
+    assert_eq!((events.iter().filter_map(told).count(), events.len()), (1, 1), "told when it is learned");
     assert!(second.asked().is_empty());
 }
 
@@ -178,7 +179,7 @@ fn f04_one_that_cannot_read_opt_is_asked_without() {
     for header_only in [false, true] {
         let upstream = Upstream::start(move |asked| {
             if asked.message.edns.is_none() {
-                return vec![good(asked)];
+                return good(asked);
             }
             let mut reply = asked.code(ResponseCode::FormErr);
             reply.edns = None;
@@ -196,7 +197,7 @@ fn f04_one_that_cannot_read_opt_is_asked_without() {
 #[test]
 fn a_silent_upstream_is_raced_then_left_for_the_one_that_answers() {
     let silent = Upstream::start(|_| Vec::new());
-    let second = Upstream::start(|asked| vec![good(asked)]);
+    let second = Upstream::start(good);
     let lab = Lab::scheduled(config(allow(&[NAME]), &[silent.address, second.address]), hasty());
     answers_well(&lab);
     let asked = silent.asked().len();
@@ -231,7 +232,7 @@ fn a_dead_upstream_fails_at_once() {
 fn c07_aaaa_does_not_fail_beside_a_good_a() {
     for code in [None, Some(ResponseCode::ServFail), Some(ResponseCode::NXDomain)] {
         let upstream = Upstream::start(move |asked| match (asked.qtype(), code) {
-            (RecordType::A, _) => vec![good(asked)],
+            (RecordType::A, _) => good(asked),
             (_, None) => Vec::new(),
             (_, Some(code)) => whole(&asked.code(code)),
         });
@@ -261,9 +262,9 @@ fn f04_a_server_that_came_back_is_asked_first_again() {
     let well = Arc::new(AtomicBool::new(false));
     let first = {
         let well = Arc::clone(&well);
-        Upstream::start(move |asked| if well.load(Ordering::SeqCst) { vec![good(asked)] } else { Vec::new() })
+        Upstream::start(move |asked| if well.load(Ordering::SeqCst) { good(asked) } else { Vec::new() })
     };
-    let second = Upstream::start(|asked| vec![good(asked)]);
+    let second = Upstream::start(good);
     let lab = Lab::scheduled(config(allow(&[NAME]), &[first.address, second.address]), hasty());
     answers_well(&lab);
     well.store(true, Ordering::SeqCst);

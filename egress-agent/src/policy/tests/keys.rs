@@ -1,6 +1,6 @@
 //! Every documented key: flipped once, refused once, with its position.
 
-use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Warning};
+use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Services, Warning};
 use std::time::Duration;
 
 fn toml(text: &str) -> Policy {
@@ -44,6 +44,7 @@ fn every_key_changes_what_it_names() {
     assert_eq!(dns.answers, Answers::Nets(vec!["10.2.0.0/16".parse().unwrap()]));
     assert_eq!((dns.permit_min, dns.permit_max), (Duration::from_secs(10), Duration::from_mins(10)));
     assert_eq!((dns.grace, dns.queries_per_second, dns.cname), (Duration::ZERO, 77, Cnames::Keep));
+    assert_eq!(dns.svcb, Services::Sanitised);
     let position = full.allow.names.first().and_then(|rule| rule.at.clone()).unwrap();
     assert_eq!(position.to_string(), "policy:10:12");
 
@@ -89,6 +90,7 @@ grace = "0s"
 queries_per_second = 77
 pre_resolve = "off"
 cname = "keep"
+svcb = "sanitised"
 [reload]
 established = "keep"
 "#;
@@ -198,6 +200,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[dns]\nqueries_per_second = 0", "dns.queries_per_second: 0, but allowed is a number from 1 to 5000"),
         ("[dns]\nqueries_per_second = 5001", "from 1 to 5000"),
         ("[dns]\npre_resolve = \"on\"", "dns.pre_resolve: \"on\""),
+        ("[dns]\nsvcb = \"all\"", "dns.svcb: \"all\", but allowed is \"none\" or \"sanitised\""),
         ("[dns]\ncname = true", "dns.cname: true, but allowed is \"flatten\" or \"keep\""),
         ("[bandwidth]\negress = \"100mbit\"", "policy:2:1: bandwidth.egress = \"100mbit\": this build cannot enforce"),
         ("[bandwidth]\nbudget = \"10GB\"", "bandwidth.budget"),
@@ -256,6 +259,25 @@ fn a_deny_of_loopback_needs_loopback_closed() {
 }
 
 #[test]
+fn dns_servers_over_tls_are_a_feature_of_the_build() {
+    for (text, want) in [
+        ("tls://198.51.100.53#dns.test", "tls://198.51.100.53:853#dns.test"),
+        ("tls://[2001:db8::53]:8853#dns.test", "tls://[2001:db8::53]:8853#dns.test"),
+        ("https://198.51.100.53/dns-query#dns.test", "https://198.51.100.53:443/dns-query#dns.test"),
+    ] {
+        let policy = Policy::from_toml(&format!("[dns]\nservers = [\"{text}\"]"));
+        if cfg!(feature = "encrypted-upstream") {
+            let policy = policy.unwrap();
+            assert_eq!(policy.dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>(), [want]);
+            assert_eq!(Policy::from_toml(&policy.to_toml()).unwrap().dns, policy.dns, "as it prints itself");
+        } else {
+            let message = policy.expect_err(text).to_string();
+            assert!(message.contains("--features encrypted-upstream"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn f06_f07_dns_servers() {
     let servers = |text: &str| Policy::from_toml(&format!("[dns]\nservers = [{text}]"));
     for (text, want) in [
@@ -276,7 +298,13 @@ fn f06_f07_dns_servers() {
         ("\"198.51.100\"", "is no address"),
         ("\"dns.example\"", "is no address"),
         ("\"\"", "is no address"),
-        ("\"tls://198.51.100.53\"", "is no address"),
+        ("\"tls://198.51.100.53\"", "says no name"),
+        ("\"tls://198.51.100.53#\"", "says no name"),
+        ("\"tls://198.51.100.53#dns_1.test\"", "says no name"),
+        ("\"https://198.51.100.53#dns.test\"", "is no address"),
+        ("\"quic://198.51.100.53#dns.test\"", "is no address"),
+        ("\"tls://dns.test#dns.test\"", "is no address"),
+        ("\"tls://198.51.100.53:0#dns.test\"", "no valid port"),
         ("\"198.51.100.053\"", "is no address"),
         ("\"[198.51.100.53]\"", "is no address"),
         ("\"[2001:db8::53\"", "is no address"),

@@ -1,6 +1,7 @@
 //! The resolvers of the comparison, each in a namespace of its own, all alive at the same time.
 
 use super::{
+    super::generator::Generator,
     generator::{Ask, Kind},
     messages,
     upstream::{self, Upstream},
@@ -10,10 +11,8 @@ use lab::{Cgroup, Lab, Netns, Running};
 use serde::Deserialize;
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -36,6 +35,14 @@ impl Resolver {
             Self::DnsmasqNftset => "dnsmasq --nftset",
             Self::Unbound => "unbound",
             Self::Egressd => "egressd",
+        }
+    }
+
+    /// Whom the generator asks. In a sandbox egressd answers, whichever server that is.
+    const fn asked(self) -> Ipv4Addr {
+        match self {
+            Self::Egressd => Ipv4Addr::new(203, 0, 113, 53),
+            _ => Ipv4Addr::LOCALHOST,
         }
     }
 }
@@ -165,7 +172,8 @@ impl Side {
             Resolver::Unbound => world.unbound()?,
             Resolver::Egressd => world.egressd(program, messages::allowed(), &[&world.cgroup]),
         };
-        let generator = Generator::start(&world, resolver)?;
+        let asked = SocketAddr::from((resolver.asked(), 53)).to_string();
+        let generator = Generator::start(&["ask", &asked], &world.netns, &world.cgroup)?;
         let mut side = Self { resolver, generator, server, _upstream: upstream, _world: world };
         side.answers()?;
         Ok(side)
@@ -184,7 +192,8 @@ impl Side {
     }
 
     pub(super) fn ask(&mut self, ask: Ask) -> Result<f64> {
-        self.generator.ask(ask)
+        let line = self.generator.ask(&ask)?;
+        line.parse().map_err(|_| anyhow!(line))
     }
 
     /// `VmRSS` of proc(5), whose unit is KiB.
@@ -206,37 +215,5 @@ impl Drop for Side {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-    }
-}
-
-struct Generator {
-    child: Child,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Generator {
-    fn start(world: &World, resolver: Resolver) -> Result<Self> {
-        // In a sandbox whichever server is asked, egressd answers.
-        let ip = if resolver == Resolver::Egressd { Ipv4Addr::new(203, 0, 113, 53) } else { Ipv4Addr::LOCALHOST };
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["ask", &SocketAddr::from((ip, 53)).to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        world.netns.place(&mut command);
-        world.cgroup.place(&mut command);
-        let mut child = command.spawn().context("cannot start the generator")?;
-        let answers = BufReader::new(child.stdout.take().context("stdout is not a pipe")?);
-        Ok(Self { child, answers })
-    }
-
-    fn ask(&mut self, ask: Ask) -> Result<f64> {
-        let stdin = self.child.stdin.as_mut().context("the generator has ended")?;
-        writeln!(stdin, "{}", serde_json::to_string(&ask)?)?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        line.trim().parse().map_err(|_| anyhow!("{}", line.trim()))
-    }
-
-    fn end(&mut self) {
-        self.child.stdin = None;
-        let _status = self.child.wait();
     }
 }

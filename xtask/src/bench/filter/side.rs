@@ -1,15 +1,17 @@
 //! The sides of a comparison: each has a namespace pair, a cgroup and a generator of its own, and all live at the same
 //! time, so that rounds can be interleaved and what the host does meanwhile meets every side alike.
 
-use super::generator::{self, Ask, Measured};
+use super::{
+    super::generator::Generator,
+    generator::{self, Ask, Measured},
+};
 use anyhow::{Context as _, Result, bail};
 use lab::{Cgroup, Lab, Launch, Netns, Running};
 use nix::sys::signal::Signal;
 use std::{
     fmt::Write as _,
-    io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -75,7 +77,7 @@ impl Side {
                 Some(world.attach(&world.outer, &["--netns", &netns.to_string_lossy()], permitted)?)
             }
         };
-        let generator = Generator::start(&world)?;
+        let generator = Generator::start(&["generate"], &world.boxed, &world.cgroup)?;
         let mut side = Self { filter, generator, agent, _world: world };
         let probe = side.ask(Ask::Probe)?;
         generator::check(&probe, filter != Filter::None, filter.name())?;
@@ -83,7 +85,8 @@ impl Side {
     }
 
     pub(super) fn ask(&mut self, ask: Ask) -> Result<Measured> {
-        self.generator.ask(ask).with_context(|| format!("{}: {ask:?}", self.filter.name()))
+        let measured = self.generator.ask(&ask).and_then(|line| Ok(serde_json::from_str(&line)?));
+        measured.with_context(|| format!("{}: {ask:?}", self.filter.name()))
     }
 
     /// Process of the agent, where there is one.
@@ -194,35 +197,5 @@ impl World {
         let path =
             text.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 line in /proc/self/cgroup")?;
         Ok(path.split('/').filter(|part| !part.is_empty()).count())
-    }
-}
-
-struct Generator {
-    child: Child,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Generator {
-    fn start(world: &World) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("generate").stdin(Stdio::piped()).stdout(Stdio::piped());
-        world.boxed.place(&mut command);
-        world.cgroup.place(&mut command);
-        let mut child = command.spawn().context("cannot start the generator")?;
-        let answers = BufReader::new(child.stdout.take().context("stdout is not a pipe")?);
-        Ok(Self { child, answers })
-    }
-
-    fn ask(&mut self, ask: Ask) -> Result<Measured> {
-        let stdin = self.child.stdin.as_mut().context("the generator has ended")?;
-        writeln!(stdin, "{}", serde_json::to_string(&ask)?)?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        serde_json::from_str(&line).context("the generator has died")
-    }
-
-    fn end(&mut self) {
-        self.child.stdin = None;
-        let _status = self.child.wait();
     }
 }
