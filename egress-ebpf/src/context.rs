@@ -4,9 +4,12 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_load_bytes},
-    programs::{SkBuffContext, SockAddrContext, SockContext, TcContext},
+    bindings::{__sk_buff, bpf_sock, bpf_sock_ops},
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_load_bytes,
+        bpf_sock_ops_cb_flags_set,
+    },
+    programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext, TcContext},
 };
 use egress_common::{
     addr::Addr,
@@ -16,13 +19,14 @@ use egress_common::{
     verdict::{Reason, Verdict},
 };
 
-use crate::maps::{Aligned, CONNECTED, ORIGINS, narrow};
+use crate::maps::{Aligned, CONNECTED, ORIGINS, PACED, narrow};
 use core::mem::MaybeUninit;
 
 /// `ifindex` of `lo` in every network namespace (`net/core/dev.c`, LOOPBACK_IFINDEX).
 pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 
 /// A packet, from cgroup_skb (starts at the network header) or tc (starts at the Ethernet header).
 #[derive(Clone, Copy)]
@@ -186,6 +190,13 @@ impl Packet {
     pub(crate) fn len(self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.skb).len }
+    }
+
+    /// How many packets of the network a GSO packet is, and their size, as far as the kernel says; 0 where it is one.
+    #[inline(always)]
+    pub(crate) fn segments(self) -> (u32, u32) {
+        // SAFETY: as above.
+        unsafe { ((*self.skb).gso_segs, (*self.skb).gso_size) }
     }
 
     /// What a program before us on the same hook left in the packet's control block.
@@ -435,5 +446,76 @@ impl From<&SockContext> for NewSocket {
                 is_ip: family == AF_INET || family == AF_INET6,
             }
         }
+    }
+}
+
+/// A TCP socket in the middle of its life, as sock_ops programs see it.
+#[derive(Clone, Copy)]
+pub(crate) struct Conversation {
+    ops: *mut bpf_sock_ops,
+}
+
+impl From<&SockOpsContext> for Conversation {
+    #[inline(always)]
+    fn from(ctx: &SockOpsContext) -> Self {
+        Self { ops: ctx.ops }
+    }
+}
+
+impl Conversation {
+    /// What the program is called for.
+    #[inline(always)]
+    pub(crate) fn op(self) -> u32 {
+        // SAFETY: a live context for the whole program run.
+        unsafe { (*self.ops).op }
+    }
+
+    /// Payload of a full segment.
+    #[inline(always)]
+    pub(crate) fn mss(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ops).mss_cache }
+    }
+
+    /// Headers of a segment: IP, TCP and its timestamps.
+    #[inline(always)]
+    pub(crate) fn headers(self) -> u32 {
+        // SAFETY: as above. Of the socket: one for IPv6 may speak IPv4, and counts 20 bytes too many then.
+        if unsafe { (*self.ops).family } == AF_INET { 52 } else { 72 }
+    }
+
+    /// Has the kernel call the program at these moments, and no others.
+    #[inline(always)]
+    pub(crate) fn tell(self, moments: i32) {
+        // SAFETY: the helper takes the context of a sock_ops program.
+        unsafe { bpf_sock_ops_cb_flags_set(self.ops, moments) };
+    }
+
+    /// Bytes of payload per second; all ones = no limit.
+    #[inline(always)]
+    pub(crate) fn set_pace(self, bytes_per_s: u32) {
+        const SOL_SOCKET: i32 = 1;
+        const SO_MAX_PACING_RATE: i32 = 47;
+        let mut value = bytes_per_s;
+        // SAFETY: as above, and four bytes of our own stack. A socket that refuses is held by the bucket alone.
+        unsafe { bpf_setsockopt(self.ops.cast(), SOL_SOCKET, SO_MAX_PACING_RATE, (&raw mut value).cast(), 4) };
+    }
+
+    /// True once in each epoch.
+    #[inline(always)]
+    pub(crate) fn is_first_of(self, epoch: u64) -> bool {
+        // SAFETY: as above; the union has one reading in network programs.
+        let sk = unsafe { (*self.ops).__bindgen_anon_2.sk };
+        if sk.is_null() {
+            return false;
+        }
+        let map = (&raw const PACED).cast_mut().cast();
+        // SAFETY: a socket of the kernel's, and a map whose value is a number.
+        let last = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), BPF_SK_STORAGE_GET_F_CREATE) };
+        // SAFETY: null, or a value of this map, alive for the program run.
+        let Some(last) = (unsafe { last.cast::<u64>().as_mut() }) else { return false };
+        let first = *last != epoch;
+        *last = epoch;
+        first
     }
 }

@@ -126,6 +126,8 @@ impl Programs {
             // Slot 0 is nobody's.
             .map_max_entries(names::map::SANDBOXES, capacity.sandboxes + 1)
             .map_max_entries(names::map::COUNTERS, capacity.sandboxes + 1)
+            .map_max_entries(names::map::LIMITS, capacity.sandboxes + 1)
+            .map_max_entries(names::map::METERS, capacity.sandboxes + 1)
             .map_max_entries(names::map::RULES, capacity.rules)
             .map_max_entries(names::map::PERMITS, capacity.permits)
             .map_max_entries(names::map::NETWORKS, capacity.networks);
@@ -210,6 +212,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }

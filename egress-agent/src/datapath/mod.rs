@@ -15,6 +15,7 @@ mod own_path;
 mod pair;
 #[doc(hidden)]
 pub mod probe;
+pub(crate) mod rate;
 pub(crate) mod records;
 pub mod sock_diag;
 pub mod sockets;

@@ -2,7 +2,10 @@
 
 #![expect(deprecated, reason = "CGROUP_STORAGE is chosen over its successor: see ARCHITECTURE.md, Identity")]
 
-use super::load::{Capacity, LoadError, Programs};
+use super::{
+    load::{Capacity, LoadError, Programs},
+    rate::Rates,
+};
 use aya::maps::{
     Array, CgroupStorage, HashMap, LpmTrie, MapData, MapError, PerCpuArray, cgroup_storage::CgroupStorageKey,
     lpm_trie::Key,
@@ -51,7 +54,7 @@ impl TableError {
 /// The maps of one owner.
 pub(crate) struct Tables(Mutex<Maps>);
 
-struct Maps {
+pub(super) struct Maps {
     identity: CgroupStorage<MapData, Identity>,
     sandboxes: Array<MapData, Sandbox>,
     rules: Array<MapData, Rule>,
@@ -65,10 +68,11 @@ struct Maps {
     denials: HashMap<MapData, DenialKey, Denial>,
     counters: PerCpuArray<MapData, Counters>,
     flows: HashMap<MapData, FlowKey, FlowState>,
+    pub(super) rates: Rates,
 }
 
 /// Maps that are pinned with a sandbox, so that any later process can read, change and end it.
-pub(crate) const PINNED: [&str; 13] = [
+pub(crate) const PINNED: [&str; 15] = [
     map::IDENTITY,
     map::SANDBOXES,
     map::RULES,
@@ -82,6 +86,8 @@ pub(crate) const PINNED: [&str; 13] = [
     map::COUNTERS,
     map::EVENTS,
     map::FLOWS,
+    map::LIMITS,
+    map::METERS,
 ];
 
 impl Tables {
@@ -104,6 +110,7 @@ impl Tables {
             denials: programs.map(map::DENIALS)?,
             counters: programs.map(map::COUNTERS)?,
             flows: programs.map(map::FLOWS)?,
+            rates: Rates::take(programs)?,
         })))
     }
 
@@ -123,10 +130,11 @@ impl Tables {
             denials: open(pins, map::DENIALS)?,
             counters: open(pins, map::COUNTERS)?,
             flows: open(pins, map::FLOWS)?,
+            rates: Rates::open(pins)?,
         })))
     }
 
-    fn maps(&self) -> MutexGuard<'_, Maps> {
+    pub(super) fn maps(&self) -> MutexGuard<'_, Maps> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -300,14 +308,14 @@ impl Tables {
     }
 }
 
-fn open<T>(pins: &Path, name: &'static str) -> Result<T, LoadError>
+pub(super) fn open<T>(pins: &Path, name: &'static str) -> Result<T, LoadError>
 where
     T: TryFrom<aya::maps::Map, Error = MapError>,
 {
     super::load::open_pinned(name, &pins.join(name))
 }
 
-fn failed(map: &'static str, action: &'static str) -> impl Fn(MapError) -> TableError {
+pub(super) fn failed(map: &'static str, action: &'static str) -> impl Fn(MapError) -> TableError {
     move |source| TableError { map, action, source: Box::new(source) }
 }
 

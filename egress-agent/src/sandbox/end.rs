@@ -47,6 +47,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
         disown(&tables, record.cgroup_id)?;
     }
     give_back_listener(&tables, &sandbox)?;
+    tables.clear_rates(super::SLOT)?;
     for device in &record.devices {
         let (host_netns, name) = (record.host_netns, record.name.as_str());
         Place { directories, host_netns, ifindex: device.ifindex, name }.leave()?;

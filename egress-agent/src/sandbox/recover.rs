@@ -17,6 +17,7 @@ pub(super) fn image(tables: &Tables) -> Result<Image, TableError> {
         listener_port: sandbox.listener_port as u16,
         loopback: sandbox.loopback,
         own: sandbox.own,
+        limits: tables.limits(SLOT)?,
     };
     let rules = tables.rules(SLOT)?.into_iter().map(|(rule, content)| (rule, (content, RuleText::unknown())));
     // A prefix has at most 128 bits.
