@@ -36,6 +36,7 @@ mod own;
 mod parity;
 mod pins;
 mod platform;
+mod rate;
 mod refusals;
 mod reload;
 mod run;
