@@ -41,4 +41,5 @@ mod refusals;
 mod reload;
 mod run;
 mod sockets;
+mod together;
 mod verbs;

@@ -40,8 +40,7 @@ fn with_device<R: Send>(work: impl FnOnce(u32) -> R + Send) -> R {
 }
 
 fn probe() -> Probe {
-    Probe::load(Capacity { sandboxes: 1, rules: policies::RULES as u32, permits: 256, networks: 256 })
-        .expect("the programs load")
+    Probe::load(Capacity { rules: policies::RULES as u32, permits: 256, networks: 256 }).expect("the programs load")
 }
 
 /// The same sequence on every run, so that a failure can be looked at again.

@@ -5,7 +5,10 @@ use egress_common::{
     destination::PortRange,
     permit::{Rule, RuleRef, rule_flags},
 };
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    ops::Range,
+};
 
 /// What a rule says and where it comes from. Equal content keeps its reference over any number of compilations.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -27,11 +30,12 @@ pub(super) fn stands_by<'o>(flags: u32, origins: impl IntoIterator<Item = &'o Or
     lines
 }
 
-/// Hands out rule references for one rule array. Clone it before a compilation whose image may not get into force; if it does
+/// Hands out rule references for one sandbox's part of the rule array. Clone it before a compilation whose image may not get into force; if it does
 /// not, go on with the clone, after [`RuleIds::skip_tags`] where anything was written.
 #[derive(Clone, Debug)]
 pub struct RuleIds {
-    capacity: u32,
+    /// First index that is no longer ours.
+    end: u32,
     /// Indices from here on were never used.
     unused: u32,
     next_tag: u32,
@@ -48,17 +52,18 @@ pub(super) struct Exhausted {
 }
 
 impl RuleIds {
-    /// For an empty rule array of that many entries.
-    pub fn new(capacity: u32) -> Self {
-        Self { capacity, unused: 0, next_tag: 1, free: VecDeque::new(), live: HashMap::new() }
+    /// For these entries of the rule array, which are empty.
+    pub fn new(ours: Range<u32>) -> Self {
+        Self { end: ours.end, unused: ours.start, next_tag: 1, free: VecDeque::new(), live: HashMap::new() }
     }
 
-    /// For a rule array that somebody else filled: `taken` entries stay untouched, and tags start at `next_tag`, which must be
-    /// above every tag that was ever used ([`RuleIds::next_tag`] of the one before).
-    pub fn resume(capacity: u32, taken: impl IntoIterator<Item = u32>, next_tag: u32) -> Self {
+    /// For entries that somebody else filled: `taken` ones stay untouched, and tags start at `next_tag`, which must be
+    /// above every tag that was ever used there ([`RuleIds::next_tag`] of the one before).
+    pub fn resume(ours: Range<u32>, taken: impl IntoIterator<Item = u32>, next_tag: u32) -> Self {
         let taken: HashSet<u32> = taken.into_iter().collect();
-        let free = (0..capacity).filter(|index| !taken.contains(index)).collect();
-        Self { capacity, unused: capacity, next_tag: next_tag.max(1), free, live: HashMap::new() }
+        let end = ours.end;
+        let free = ours.filter(|index| !taken.contains(index)).collect();
+        Self { end, unused: end, next_tag: next_tag.max(1), free, live: HashMap::new() }
     }
 
     /// Says of an entry that [`RuleIds::resume`] was told of what it is. A policy that says the same keeps its reference, and with
@@ -97,7 +102,7 @@ impl RuleIds {
     pub(super) fn assign(&mut self, slot: u32, keys: &[RuleKey]) -> Result<Vec<RuleRef>, Exhausted> {
         let wanted: HashSet<&RuleKey> = keys.iter().collect();
         let new = wanted.iter().filter(|key| !self.live.contains_key(**key)).count();
-        let free = self.free.len() + self.capacity.saturating_sub(self.unused) as usize;
+        let free = self.free.len() + self.end.saturating_sub(self.unused) as usize;
         let tags = (u32::MAX - self.next_tag) as usize;
         if new > free.min(tags) {
             return Err(Exhausted { new, free: free.min(tags) });
@@ -112,7 +117,7 @@ impl RuleIds {
             return known;
         }
         let mut index = self.unused;
-        if index < self.capacity {
+        if index < self.end {
             self.unused += 1;
         } else {
             // `assign` counted: there is one.

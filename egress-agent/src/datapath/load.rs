@@ -1,4 +1,4 @@
-//! The kernel half, loaded once per owner process.
+//! The kernel half, loaded once for several sandboxes of a process.
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -77,11 +77,9 @@ impl LoadError {
     }
 }
 
-/// How large the maps are made, in entries.
+/// How much room the maps have for each sandbox, in entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capacity {
-    /// Sandboxes of this owner.
-    pub sandboxes: u32,
     /// Compiled rules.
     pub rules: u32,
     /// Single addresses, learned ones included.
@@ -90,14 +88,36 @@ pub struct Capacity {
     pub networks: u32,
 }
 
+impl Capacity {
+    /// True where this much finds room in that.
+    pub(crate) fn fits(self, room: Self) -> bool {
+        self.rules <= room.rules && self.permits <= room.permits && self.networks <= room.networks
+    }
+}
+
+/// Entries that no policy asks for, for each sandbox: own addresses, sources, devices, flows, clients, denials.
+const EACH: [(&str, u32); 6] = [
+    (names::map::OWN, 1024),
+    (names::map::SOURCES, 1024),
+    (names::map::DEVICES, 64),
+    (names::map::FLOWS, 1024),
+    (names::map::CLIENTS, 256),
+    (names::map::DENIALS, 1024),
+];
+/// Bytes of the event ring for each sandbox: over five seconds of all that one may report.
+const RING_BYTES_EACH: u32 = 64 * 1024;
+const RING_BYTES_AT_MOST: u32 = 1 << 20;
+
 /// The loaded programs and their maps.
 pub(crate) struct Programs {
     pub(crate) ebpf: Ebpf,
 }
 
 impl Programs {
-    /// Creates the maps and loads every program of a cgroup. `listeners` is the pin of the one map that all owners share.
+    /// Creates the maps and loads every program of a cgroup, for as many sandboxes as that (a power of two), each with that
+    /// much room. `listeners` is the pin of the one map that all owners share.
     pub(crate) fn load(
+        sandboxes: u32,
         capacity: Capacity,
         listeners: Option<&Path>,
         test: Option<Identity>,
@@ -106,14 +126,17 @@ impl Programs {
             return Err(LoadError::NoObject);
         }
         // The verifier writes its log only when asked, and asking costs more than verifying.
-        let quiet = Self::load_at(capacity, listeners, test, VerifierLogLevel::DISABLE);
+        let quiet = Self::load_at(sandboxes, capacity, listeners, test, VerifierLogLevel::DISABLE);
         match quiet {
-            Err(LoadError::Program { .. }) => Self::load_at(capacity, listeners, test, VerifierLogLevel::default()),
+            Err(LoadError::Program { .. }) => {
+                Self::load_at(sandboxes, capacity, listeners, test, VerifierLogLevel::default())
+            }
             other => other,
         }
     }
 
     fn load_at(
+        sandboxes: u32,
         capacity: Capacity,
         listeners: Option<&Path>,
         test: Option<Identity>,
@@ -124,13 +147,17 @@ impl Programs {
         loader
             .verifier_log_level(log)
             // Slot 0 is nobody's.
-            .map_max_entries(names::map::SANDBOXES, capacity.sandboxes + 1)
-            .map_max_entries(names::map::COUNTERS, capacity.sandboxes + 1)
-            .map_max_entries(names::map::LIMITS, capacity.sandboxes + 1)
-            .map_max_entries(names::map::METERS, capacity.sandboxes + 1)
-            .map_max_entries(names::map::RULES, capacity.rules)
-            .map_max_entries(names::map::PERMITS, capacity.permits)
-            .map_max_entries(names::map::NETWORKS, capacity.networks);
+            .map_max_entries(names::map::SANDBOXES, sandboxes + 1)
+            .map_max_entries(names::map::COUNTERS, sandboxes + 1)
+            .map_max_entries(names::map::LIMITS, sandboxes + 1)
+            .map_max_entries(names::map::METERS, sandboxes + 1)
+            .map_max_entries(names::map::RULES, sandboxes * capacity.rules)
+            .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
+            .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
+            .map_max_entries(names::map::EVENTS, (sandboxes * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));
+        for (map, entries) in EACH {
+            loader.map_max_entries(map, sandboxes * entries);
+        }
         if let Some(path) = listeners {
             loader.map_pin_path(names::map::LISTENERS, path);
         }

@@ -21,6 +21,7 @@ pub mod sock_diag;
 pub mod sockets;
 mod sockopt;
 pub mod state_dir;
+mod table_error;
 pub(crate) mod tables;
 pub(crate) mod tc;
 mod watch;

@@ -77,7 +77,7 @@ impl Probe {
     /// Loads every program.
     pub fn load(capacity: Capacity) -> Result<Self, ProbeError> {
         let identity = Identity { slot: SLOT, reserved: 0, nonce: NONCE };
-        let mut programs = Programs::load(capacity, None, Some(identity))?;
+        let mut programs = Programs::load(1, capacity, None, Some(identity))?;
         programs.load_device_programs()?;
         Ok(Self {
             sandboxes: programs.map(map::SANDBOXES)?,

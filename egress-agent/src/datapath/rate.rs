@@ -2,7 +2,8 @@
 
 use super::{
     load::{LoadError, Programs},
-    tables::{TableError, Tables, failed, open},
+    table_error::{TableError, failed},
+    tables::{Tables, open},
 };
 use aya::maps::{Array, MapData};
 use bytemuck::Zeroable as _;

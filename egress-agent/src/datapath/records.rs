@@ -1,14 +1,15 @@
 //! The kernel's event ring, read as it fills.
 
 use super::load::{LoadError, Programs, open_pinned};
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{MapData, MapInfo, RingBuf};
 use egress_common::{event::Record, names::map};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use std::{
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -35,15 +36,25 @@ impl Records {
         }
     }
 
-    /// Waits for records, or until `stop` is readable; true in the latter case.
-    pub(crate) fn wait(&self, stop: BorrowedFd<'_>, timeout: PollTimeout) -> Result<bool, Errno> {
+    /// For [`wait`], which does not keep anybody from reading.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
         // SAFETY: the ring buffer owns this descriptor for longer than this borrow.
-        let ring = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
-        let mut fds = [PollFd::new(ring.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(_) => Ok(fds[1].any().unwrap_or(true)),
-            Err(Errno::EINTR) => Ok(false),
-            Err(errno) => Err(errno),
-        }
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }.try_clone_to_owned()
+    }
+
+    /// The kernel's number of the ring, by which processes tell whether they have the same.
+    pub(crate) fn id(pins: &Path) -> Result<u32, LoadError> {
+        let failed = |source| LoadError::Map { map: map::EVENTS, source: Box::new(source) };
+        Ok(MapInfo::from_pin(pins.join(map::EVENTS)).map_err(failed)?.id())
+    }
+}
+
+/// Waits for records in the ring, or until `stop` is readable; true in the latter case.
+pub(crate) fn wait(ring: BorrowedFd<'_>, stop: BorrowedFd<'_>, timeout: PollTimeout) -> Result<bool, Errno> {
+    let mut fds = [PollFd::new(ring, PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
+    match poll(&mut fds, timeout) {
+        Ok(_) => Ok(fds[1].any().unwrap_or(true)),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }

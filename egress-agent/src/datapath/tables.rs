@@ -2,14 +2,17 @@
 
 #![expect(deprecated, reason = "CGROUP_STORAGE is chosen over its successor: see ARCHITECTURE.md, Identity")]
 
+pub use super::table_error::TableError;
 use super::{
     load::{Capacity, LoadError, Programs},
     rate::Rates,
+    table_error::{absent, failed, gone},
 };
 use aya::maps::{
-    Array, CgroupStorage, HashMap, LpmTrie, MapData, MapError, PerCpuArray, cgroup_storage::CgroupStorageKey,
-    lpm_trie::Key,
+    Array, CgroupStorage, HashMap, IterableMap as _, LpmTrie, MapData, MapError, MapInfo, PerCpuArray,
+    cgroup_storage::CgroupStorageKey, lpm_trie::Key,
 };
+use bytemuck::Zeroable as _;
 use egress_common::{
     addr::Addr,
     event::{Client, ClientKey, Counters, Denial, DenialKey},
@@ -24,35 +27,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// A map could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} an entry of the BPF map {map}; `egressd status` shows how full it is")]
-pub struct TableError {
-    /// Name of the map.
-    pub map: &'static str,
-    /// read, write or remove.
-    pub action: &'static str,
-    /// Why.
-    #[source]
-    pub source: Box<MapError>,
+/// The maps of the sandboxes that share a program set.
+pub(crate) struct Tables {
+    maps: Mutex<Maps>,
+    /// For pins of later sandboxes; none where there is room for one alone.
+    handles: Vec<(&'static str, MapData)>,
 }
-
-impl TableError {
-    /// The kernel's error number, where it gave one.
-    pub fn errno(&self) -> Option<i32> {
-        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(current) = error {
-            if let Some(io) = current.downcast_ref::<std::io::Error>() {
-                return io.raw_os_error();
-            }
-            error = current.source();
-        }
-        None
-    }
-}
-
-/// The maps of one owner.
-pub(crate) struct Tables(Mutex<Maps>);
 
 pub(super) struct Maps {
     identity: CgroupStorage<MapData, Identity>,
@@ -91,12 +71,15 @@ pub(crate) const PINNED: [&str; 15] = [
 ];
 
 impl Tables {
-    /// Takes the maps out of a loaded program set, pinning them below `pins`.
-    pub(crate) fn take(programs: &mut Programs, pins: &Path) -> Result<Self, LoadError> {
+    /// Takes the maps out of a loaded program set, pinning them below `pins` for its first sandbox. `shared` where others will
+    /// come ([`Tables::pin`]).
+    pub(crate) fn take(programs: &mut Programs, pins: &Path, shared: bool) -> Result<Self, LoadError> {
         for name in PINNED {
             programs.pin_map(name, pins)?;
         }
-        Ok(Self(Mutex::new(Maps {
+        let reopened = PINNED.iter().take_while(|_| shared).map(|name| Ok((*name, data(name, &pins.join(name))?)));
+        let handles = reopened.collect::<Result<_, LoadError>>()?;
+        let maps = Mutex::new(Maps {
             identity: programs.map(map::IDENTITY)?,
             sandboxes: programs.map(map::SANDBOXES)?,
             rules: programs.map(map::RULES)?,
@@ -111,12 +94,21 @@ impl Tables {
             counters: programs.map(map::COUNTERS)?,
             flows: programs.map(map::FLOWS)?,
             rates: Rates::take(programs)?,
-        })))
+        });
+        Ok(Self { maps, handles })
+    }
+
+    /// Pins the maps for one more sandbox: any later process finds them by its directory.
+    pub(crate) fn pin(&self, pins: &Path) -> Result<(), LoadError> {
+        self.handles.iter().try_for_each(|(name, map)| {
+            let path = pins.join(name);
+            map.pin(&path).map_err(|source| LoadError::Pin { map: name, path, source })
+        })
     }
 
     /// Opens the maps that another process pinned.
     pub(crate) fn open(pins: &Path, listeners: &Path) -> Result<Self, LoadError> {
-        Ok(Self(Mutex::new(Maps {
+        let maps = Mutex::new(Maps {
             identity: open(pins, map::IDENTITY)?,
             sandboxes: open(pins, map::SANDBOXES)?,
             rules: open(pins, map::RULES)?,
@@ -131,11 +123,18 @@ impl Tables {
             counters: open(pins, map::COUNTERS)?,
             flows: open(pins, map::FLOWS)?,
             rates: Rates::open(pins)?,
-        })))
+        });
+        Ok(Self { maps, handles: Vec::new() })
+    }
+
+    /// True where the map of DNS listeners is the one at this pin, which all owners of the same directories share.
+    pub(crate) fn lists_listeners_at(&self, pin: &Path) -> Result<bool, TableError> {
+        let ours = self.maps().listeners.map().info().map_err(failed(map::LISTENERS, "read"))?.id();
+        Ok(MapInfo::from_pin(pin).is_ok_and(|pinned| pinned.id() == ours))
     }
 
     pub(super) fn maps(&self) -> MutexGuard<'_, Maps> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_identity(&self, cgroup_id: u64, attach_type: u32, identity: Identity) -> Result<(), MapError> {
@@ -186,23 +185,53 @@ impl Tables {
 
     /// Every permit of the slot.
     pub(crate) fn permits(&self, slot: u32) -> Result<Vec<(PermitKey, Permit)>, TableError> {
+        self.permits_where(|key, _| key.slot == slot)
+    }
+
+    /// Every permit of whatever sandbox that is wanted.
+    pub(crate) fn permits_where(
+        &self,
+        wanted: impl Fn(&PermitKey, &Permit) -> bool,
+    ) -> Result<Vec<(PermitKey, Permit)>, TableError> {
         let maps = self.maps();
-        let entries = maps.permits.iter().filter(|entry| entry.as_ref().map_or(true, |(key, _)| key.slot == slot));
+        let entries =
+            maps.permits.iter().filter(|entry| entry.as_ref().map_or(true, |(key, permit)| wanted(key, permit)));
         entries.collect::<Result<_, _>>().map_err(failed(map::PERMITS, "read"))
     }
 
-    /// How large the pinned maps of one sandbox were made.
-    pub(crate) fn capacity(pins: &Path) -> Result<Capacity, TableError> {
+    /// For how many sandboxes the pinned maps were made, and with how much room for each.
+    pub(crate) fn capacity(pins: &Path) -> Result<(u32, Capacity), TableError> {
         let entries = |name| {
-            let info = MapData::from_pin(pins.join(name)).and_then(|data| data.info());
-            Ok(info.map_err(failed(name, "read"))?.max_entries())
+            let info = MapInfo::from_pin(pins.join(name)).map_err(failed(name, "read"))?;
+            Ok(info.max_entries())
         };
-        Ok(Capacity {
-            sandboxes: 1,
-            rules: entries(map::RULES)?,
-            networks: entries(map::NETWORKS)?,
-            permits: entries(map::PERMITS)?,
-        })
+        // Slot 0 is nobody's.
+        let sandboxes = entries(map::SANDBOXES)?.saturating_sub(1).max(1);
+        let each = Capacity {
+            rules: entries(map::RULES)? / sandboxes,
+            networks: entries(map::NETWORKS)? / sandboxes,
+            permits: entries(map::PERMITS)? / sandboxes,
+        };
+        Ok((sandboxes, each))
+    }
+
+    /// Takes everything out that is a sandbox's, after its hooks are gone. Nobody has its slot again.
+    pub(crate) fn clear(&self, slot: u32) -> Result<(), TableError> {
+        self.set_sandbox(slot, Sandbox::default())?;
+        for (rule, _) in self.rules(slot)? {
+            self.set_rule(rule.index, &Rule::zeroed())?;
+        }
+        for (key, _) in self.permits(slot)? {
+            self.remove_permit(&key)?;
+        }
+        for (addr, bits, _) in self.networks(slot)? {
+            self.remove_network(NetworkKey { slot, addr }, bits)?;
+        }
+        for addr in self.own(slot)? {
+            self.remove_own(slot, addr)?;
+        }
+        self.clear_sources(slot)?;
+        self.clear_rates(slot)
     }
 
     pub(crate) fn set_network(&self, key: NetworkKey, prefix: u32, network: &Network) -> Result<(), TableError> {
@@ -282,6 +311,14 @@ impl Tables {
         self.maps().sources.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::SOURCES, "write"))
     }
 
+    fn clear_sources(&self, slot: u32) -> Result<(), TableError> {
+        let mut maps = self.maps();
+        let of_slot = |key: &Result<PermitKey, _>| key.as_ref().map_or(true, |key| key.slot == slot);
+        let keys: Vec<_> =
+            maps.sources.keys().filter(of_slot).collect::<Result<_, _>>().map_err(failed(map::SOURCES, "read"))?;
+        keys.iter().try_for_each(|key| gone(maps.sources.remove(key))).map_err(failed(map::SOURCES, "remove"))
+    }
+
     pub(crate) fn client(&self, key: ClientKey) -> Result<Option<Client>, TableError> {
         absent(self.maps().clients.get(&key, 0)).map_err(failed(map::CLIENTS, "read"))
     }
@@ -315,22 +352,6 @@ where
     super::load::open_pinned(name, &pins.join(name))
 }
 
-pub(super) fn failed(map: &'static str, action: &'static str) -> impl Fn(MapError) -> TableError {
-    move |source| TableError { map, action, source: Box::new(source) }
-}
-
-fn absent<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
-    match found {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(MapError::KeyNotFound) => Ok(()),
-        other => other,
-    }
+fn data(name: &'static str, pin: &Path) -> Result<MapData, LoadError> {
+    MapData::from_pin(pin).map_err(|source| LoadError::Map { map: name, source: Box::new(source) })
 }

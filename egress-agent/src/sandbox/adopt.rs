@@ -2,7 +2,7 @@
 //! what is written on the way opens nothing that the policy on record does not open.
 
 use super::{
-    Directories, SLOT,
+    Directories,
     apply::exchange,
     attach::rule_lines,
     build::ABI,
@@ -15,7 +15,8 @@ use super::{
     plan::Plan,
     record::{Record, RuleLine},
     recover,
-    reporter::{Reporter, Scene, about},
+    reporter::{Reporting, about},
+    seat::Seat,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -31,10 +32,8 @@ use crate::{
         tables::Tables,
     },
     observe::{
-        EventSink,
         event::{Kind, Subject},
         permits_file,
-        sink::{FILE_BYTES, FILE_NAME},
     },
     policy::Policy,
 };
@@ -42,7 +41,7 @@ use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
 };
 
 impl Sandbox {
@@ -59,7 +58,8 @@ impl Sandbox {
     /// Dropping an adopted sandbox does not detach it.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::Served`] while its owner lives, [`Error::HookGone`] where it is not enforced whole,
+    /// [`Error::Unknown`], [`Error::Served`] while its owner lives, [`Error::SharedRing`] while another process serves a sandbox
+    /// that was attached by the same one, [`Error::HookGone`] where it is not enforced whole,
     /// [`Error::OtherBuild`], [`Error::NetnsLost`], [`Error::HostNetns`]. Enforcement is as before then.
     pub fn adopt(name: &str, directories: &Directories) -> Result<Self, Error> {
         // Asking must not make the directories of sandboxes that do not exist.
@@ -77,19 +77,22 @@ impl Sandbox {
         let root = PinRoot::open(&directories.pin, &turn)?;
         let pins = root.owner_dir(&record.name)?.ok_or_else(unknown)?;
         let maps = pins.join("maps");
-        let tables = Arc::new(Tables::open(&maps, &directories.listeners())?);
-        let sandbox = tables.sandbox(SLOT)?;
+        others_are_ours(&record, &maps, directories)?;
+        let slot = record.slot;
+        let seat = Seat::resume(directories, slot, &maps)?;
+        let tables = Arc::clone(seat.tables());
+        let sandbox = tables.sandbox(slot)?;
         let cgroup = Cgroup::open(&CgroupMount::find()?, &record.directory)?;
         if sandbox.nonce != record.nonce || cgroup.id() != record.cgroup_id {
             return Err(unknown());
         }
-        let identity = Identity { slot: SLOT, reserved: 0, nonce: record.nonce };
+        let identity = Identity { slot, reserved: 0, nonce: record.nonce };
         let links = pins.join("links");
         let hooks = whole(&record, &links)?;
         let devices = devices_of(&record, &tables, identity, links, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
-        let plan = Plan::resumed(&record, &cgroup, &policy, &sandbox, Tables::capacity(&maps)?)?;
+        let plan = Plan::resumed(&record, &cgroup, &policy, &sandbox, seat.capacity())?;
         let (nonce, generation) = (record.nonce, record.generation);
         let opened = match u16::try_from(sandbox.listener_port) {
             _ if !plan.listens => None,
@@ -97,7 +100,9 @@ impl Sandbox {
             _ => Some(Listening::open(&plan, &tables, nonce)?),
         };
         let facts = Facts { listener_port: opened.as_ref().map_or(0, Listening::port), ..plan.facts.clone() };
+        let (set, ours) = (Arc::clone(&seat.set), seat.rules());
         let kernel = Kernel {
+            _seat: seat,
             devices: Arc::new(Mutex::new(devices)),
             hooks,
             tables: Arc::clone(&tables),
@@ -105,15 +110,15 @@ impl Sandbox {
             directory: record.directory.clone(),
             cgroup_id: record.cgroup_id,
         };
-        let before = recover::image(&tables)?;
-        let mut ids = recover::ids(&before, &record, plan.capacity.rules);
-        let image = compile(&policy, &facts, SLOT, &mut ids, plan.limits)?;
+        let before = recover::image(&tables, slot)?;
+        let mut ids = recover::ids(&before, &record, ours);
+        let image = compile(&policy, &facts, slot, &mut ids, plan.limits)?;
         exchange(&before, &image, &kernel)?;
         before.rules.keys().filter(|rule| !image.rules.contains_key(rule)).for_each(|rule| ids.give_back(rule.index));
 
         let rules = rule_lines(&image);
         let directory = Record::directory(directories, &record.name);
-        let permits = Arc::new(Permits::new(SLOT, Arc::clone(&tables), policy.clone(), generation, image));
+        let permits = Permits::new(slot, Arc::clone(&tables), policy.clone(), generation, image);
         permits.recall(permits_file::read(&directory).map_err(Error::file(&directory, "read"))?)?;
         let subject = Subject {
             sandbox: record.name.clone(),
@@ -121,20 +126,10 @@ impl Sandbox {
             generation,
             cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
         };
-        let events = directory.join(FILE_NAME);
-        let sink = EventSink::with_file(&events, FILE_BYTES).map_err(Error::file(&events, "open"))?;
-        let scene = Arc::new(Scene {
-            slot: SLOT,
-            nonce,
-            subject: Mutex::new(subject.clone()),
-            permits,
-            tables: Arc::clone(&tables),
-            directory,
-            server: Mutex::new(Weak::new()),
-        });
-        let (reporter, inbox) = Reporter::start(Arc::clone(&scene), Records::open(&maps)?, sink.clone())?;
+        let Reporting { scene, sink, reporter, inbox } =
+            Reporting::begin(&set, identity, subject, permits, directories)?;
         let serving = opened.map(|opened| opened.serve(&plan, &policy, generation, &scene, &inbox)).transpose()?;
-        let addresses = plan.follow_addresses(&tables)?;
+        let addresses = plan.follow_addresses(&tables, slot)?;
         record.adopted = true;
         record.served_by(Some(std::process::id()));
         record.next_tag = ids.next_tag();
@@ -147,7 +142,7 @@ impl Sandbox {
         let record = Arc::new(Mutex::new(record));
         // Last: its thread waits for the lock that we hold, and whoever drops it waits for the thread.
         let device_watch = follow(&kernel, &record, &plan, directories)?;
-        sink.emit(&about(Kind::Adopt, &subject));
+        sink.emit(&about(Kind::Adopt, &scene.subject()));
         Ok(Self {
             kernel,
             scene,
@@ -164,6 +159,19 @@ impl Sandbox {
             at_drop: AtDrop::Leave,
         })
     }
+}
+
+/// Sandboxes that one process attached share an event ring, which has one reader.
+fn others_are_ours(record: &Record, maps: &Path, directories: &Directories) -> Result<(), Error> {
+    let ring = Records::id(maps)?;
+    for other in Record::all(directories)?.into_iter().filter(|other| other.name != record.name) {
+        let Some(pid) = other.agent().filter(|pid| *pid != std::process::id()) else { continue };
+        let its = directories.pin.join(&other.name).join("maps");
+        if Records::id(&its).is_ok_and(|its| its == ring) {
+            return Err(Error::SharedRing { name: record.name.clone(), other: other.name, pid });
+        }
+    }
+    Ok(())
 }
 
 /// The lines as they are in force, with their places in the files that they were read from where those are known.

@@ -12,7 +12,8 @@ use super::{
     permits::Permits,
     plan::{Plan, lasting},
     record::{Record, RuleLine},
-    reporter::{Reporter, Scene, about},
+    reporter::{Reporting, about},
+    seat::{Seat, Wanted},
     sharing,
     undo::{Undo, end_of_pins},
 };
@@ -22,23 +23,16 @@ use crate::{
     datapath::{
         attach,
         bpffs::{self, PinRoot},
-        load::Programs,
-        records::Records,
         state_dir::StateDir,
-        tables::Tables,
     },
     level::{Level, Reached},
-    observe::{
-        EventSink,
-        event::{Kind, Subject},
-        sink::{FILE_BYTES, FILE_NAME},
-    },
+    observe::event::{Kind, Subject},
     policy::Policy,
 };
 use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -196,52 +190,53 @@ impl Builder {
     fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
-        let capacity = plan.capacity;
         let started = Instant::now();
-        let mut programs = Programs::load(capacity, Some(&self.directories.listeners()), None)?;
-        if !plan.found.devices.is_empty() {
-            programs.load_device_programs()?;
-        }
-        tracing::debug!(took_us = started.elapsed().as_micros(), "programs loaded");
+        let wanted = Wanted {
+            capacity: plan.capacity,
+            netns_cookie: plan.facts.own_netns.then_some(plan.facts.netns_cookie),
+            devices: &plan.found.devices.iter().map(|device| device.ifindex).collect::<Vec<_>>(),
+        };
+        let mut seat = Seat::take(&self.directories, &wanted, &pins.maps)?;
+        let plan = plan.in_room(seat.capacity());
+        tracing::debug!(took_us = started.elapsed().as_micros(), slot = seat.slot, "programs loaded");
         let started = Instant::now();
-        let tables = Arc::new(Tables::take(&mut programs, &pins.maps)?);
-        let records = Records::take(&mut programs)?;
+        let (tables, slot) = (Arc::clone(seat.tables()), seat.slot);
         let nonce = rand::random::<u64>().max(1);
-        let identity = Identity { slot: super::SLOT, reserved: 0, nonce };
+        let identity = Identity { slot, reserved: 0, nonce };
 
         let opened = plan.listens.then(|| Listening::open(&plan, &tables, nonce)).transpose()?;
         let facts = Facts { listener_port: opened.as_ref().map_or(0, Listening::port), ..plan.facts.clone() };
-        let mut ids = RuleIds::new(capacity.rules);
-        let image = compile(&self.policy, &facts, super::SLOT, &mut ids, plan.limits)?;
-        apply(&diff(&Image::empty(super::SLOT), &image), &image, nonce, &tables).map_err(|(_, error)| error)?;
+        let mut ids = RuleIds::new(seat.rules());
+        let image = compile(&self.policy, &facts, slot, &mut ids, plan.limits)?;
+        apply(&diff(&Image::empty(slot), &image), &image, nonce, &tables).map_err(|(_, error)| error)?;
 
-        let permits = Arc::new(Permits::new(super::SLOT, Arc::clone(&tables), self.policy.clone(), 1, image));
+        let permits = Permits::new(slot, Arc::clone(&tables), self.policy.clone(), 1, image);
         let subject = Subject {
             sandbox: plan.name.clone(),
             policy: self.policy.name.clone(),
             generation: 1,
             cgroup: Some(cgroup.name().to_string_lossy().into_owned()),
         };
-        let mut record = self.record(cgroup, &plan, nonce, &permits, &ids);
+        let mut record = self.record(cgroup, &plan, identity, &permits, &ids);
         record.write(&self.directories)?;
-        let events = Record::directory(&self.directories, &plan.name).join(FILE_NAME);
-        let sink = EventSink::with_file(&events, FILE_BYTES).map_err(Error::file(&events, "open"))?;
-        let scene = Arc::new(Scene {
-            slot: super::SLOT,
-            nonce,
-            subject: Mutex::new(subject.clone()),
-            permits: Arc::clone(&permits),
-            tables: Arc::clone(&tables),
-            directory: Record::directory(&self.directories, &plan.name),
-            server: Mutex::new(Weak::new()),
-        });
-        let (reporter, inbox) = Reporter::start(Arc::clone(&scene), records, sink.clone())?;
+        let Reporting { scene, sink, reporter, inbox } =
+            Reporting::begin(&seat.set, identity, subject, permits, &self.directories)?;
         let serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
-        let addresses = plan.follow_addresses(&tables)?;
+        let addresses = plan.follow_addresses(&tables, slot)?;
 
-        let hooks =
-            attach::cgroup(&mut programs, &tables, cgroup.fd(), cgroup.id(), identity, &pins.links, fault.as_deref())?;
-        let mut devices = Devices::new(programs, &tables, identity, pins.links, &plan, self.tcx, &self.directories)?;
+        let hooks = match seat.set.programs() {
+            Some(mut programs) => attach::cgroup(
+                &mut programs,
+                &tables,
+                cgroup.fd(),
+                cgroup.id(),
+                identity,
+                &pins.links,
+                fault.as_deref(),
+            )?,
+            None => return Err(Error::Adopted),
+        };
+        let mut devices = Devices::new(&seat.set, &tables, identity, pins.links, &plan, self.tcx, &self.directories)?;
         if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
             return Err(error);
         }
@@ -266,10 +261,12 @@ impl Builder {
         let device_watch = following.start()?;
         devices.lock().unwrap_or_else(PoisonError::into_inner).stay();
         tracing::debug!(took_us = started.elapsed().as_micros(), "hooks attached");
-        sink.emit(&about(Kind::Attach, &subject));
+        sink.emit(&about(Kind::Attach, &scene.subject()));
         let server = serving.map(Serving::keep);
+        seat.keep();
         Ok(Sandbox {
             kernel: Kernel {
+                _seat: seat,
                 devices,
                 hooks,
                 tables,
@@ -292,13 +289,14 @@ impl Builder {
         })
     }
 
-    fn record(&self, cgroup: &Cgroup, plan: &Plan, nonce: u64, permits: &Permits, ids: &RuleIds) -> Record {
+    fn record(&self, cgroup: &Cgroup, plan: &Plan, identity: Identity, permits: &Permits, ids: &RuleIds) -> Record {
         let mut record = Record {
             name: plan.name.clone(),
             cgroup: cgroup.name().to_owned(),
             directory: cgroup.path().to_owned(),
             cgroup_id: cgroup.id(),
-            nonce,
+            slot: identity.slot,
+            nonce: identity.nonce,
             policy: self.policy.to_toml(),
             generation: 1,
             rules: rule_lines(&permits.in_force().image),

@@ -1,7 +1,7 @@
 //! `established = "cut"`: what a new policy does not allow any more is denied, packet by packet; here its owner hears of it at
 //! once, instead of waiting for answers that no packet brings.
 
-use super::{SLOT, error::Error, looked::judge};
+use super::{error::Error, looked::judge};
 use crate::{
     cgroup::{Cgroup, CgroupMount},
     datapath::{
@@ -31,6 +31,7 @@ pub(super) struct Connections {
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) tables: &'a Tables,
+    pub(super) slot: u32,
     pub(super) netns: &'a Netns,
     pub(super) cgroup: &'a Path,
 }
@@ -44,7 +45,7 @@ impl Connections {
 
     /// Ends those that the policy in force does not allow. Returns how many.
     pub(super) fn cut(self, place: Place<'_>) -> Result<usize, Error> {
-        if place.tables.sandbox(SLOT)?.flags & flags::OBSERVE != 0 {
+        if place.tables.sandbox(place.slot)?.flags & flags::OBSERVE != 0 {
             return Ok(0);
         }
         let mut ended = 0;
@@ -79,12 +80,12 @@ impl Place<'_> {
     /// True where the maps let the connection's packets pass, or let it outlive its permit.
     fn may_go_on(self, socket: &InetSocket) -> Result<bool, TableError> {
         let Some(remote) = socket.remote else { return Ok(true) };
-        let (verdict, _) = judge(self.tables, remote.ip().into(), remote.port(), protocol::TCP)?;
+        let (verdict, _) = judge(self.tables, self.slot, remote.ip().into(), remote.port(), protocol::TCP)?;
         if verdict.allows() || verdict.is_expired() {
             return Ok(true);
         }
         let flow = FlowKey {
-            slot: SLOT,
+            slot: self.slot,
             local: socket.local.ip().into(),
             remote: remote.ip().into(),
             local_port: socket.local.port(),

@@ -6,13 +6,13 @@ use super::{
     error::Error,
     plan::Plan,
     record::{DeviceLine, Record},
+    seat::Set,
     sharing::Place,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
     datapath::{
         device::{self, Device, DeviceError, DeviceWatch, Found, Uncovered},
-        load::Programs,
         netns::Netns,
         state_dir::StateDir,
         tables::Tables,
@@ -29,8 +29,8 @@ use std::{
 
 /// The programs, and the devices that they are on.
 pub(super) struct Devices {
-    /// None where another process loaded them: the links and filters hold them, and no device can be added.
-    programs: Option<Programs>,
+    /// Who has the programs; none where another process loaded them: the links and filters hold them, and no device can be added.
+    set: Option<Arc<Set>>,
     tables: Arc<Tables>,
     identity: Identity,
     links: PathBuf,
@@ -51,7 +51,7 @@ impl Devices {
     /// Nothing is on a device yet. The addresses that devices may send from are those of the sandbox now, for good: later ones
     /// may be of its own making.
     pub(super) fn new(
-        programs: Programs,
+        set: &Arc<Set>,
         tables: &Arc<Tables>,
         identity: Identity,
         links: PathBuf,
@@ -68,7 +68,7 @@ impl Devices {
             }
         }
         Ok(Self {
-            programs: Some(programs),
+            set: Some(Arc::clone(set)),
             tables: Arc::clone(tables),
             identity,
             links,
@@ -96,7 +96,7 @@ impl Devices {
             Ok((line.ifindex, (line.name.clone(), tc::held(line.ifindex, line.held, line.made_clsact, &links)?)))
         };
         Ok(Self {
-            programs: None,
+            set: None,
             tables: Arc::clone(tables),
             identity,
             placed: record.devices.iter().map(held).collect::<Result<_, _>>()?,
@@ -180,9 +180,12 @@ impl Devices {
             // Whatever it sent would be of no known source.
             return Err(Error::NoSources);
         }
-        let Some(programs) = &mut self.programs else {
+        let Some(mut programs) = self.set.as_ref().and_then(|set| set.programs()) else {
             return Err(Error::Adopted);
         };
+        if self.tables.device(device.ifindex)?.is_some_and(|on| on.identity != self.identity) {
+            return Err(Error::DeviceShown { device: device.name.clone() });
+        }
         programs.load_device_programs()?;
         let place = Place {
             directories: &self.directories,
@@ -191,7 +194,7 @@ impl Devices {
             name: &self.name,
         };
         self.tables.set_device(device.ifindex, place.join(self.identity, self.tcx)?)?;
-        let placed = tc::attach(programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
+        let placed = tc::attach(&mut programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
         self.placed.insert(device.ifindex, (device.name.clone(), placed));
         Ok(())
     }

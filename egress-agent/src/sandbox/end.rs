@@ -34,7 +34,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
         return Ok(());
     };
     let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-    let sandbox = tables.sandbox(super::SLOT)?;
+    let sandbox = tables.sandbox(record.slot)?;
     if sandbox.nonce != record.nonce {
         return Ok(());
     }
@@ -47,7 +47,6 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
         disown(&tables, record.cgroup_id)?;
     }
     give_back_listener(&tables, &sandbox)?;
-    tables.clear_rates(super::SLOT)?;
     for device in &record.devices {
         let (host_netns, name) = (record.host_netns, record.name.as_str());
         Place { directories, host_netns, ifindex: device.ifindex, name }.leave()?;
@@ -55,6 +54,10 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
     let links = pins.join("links");
     for link in pinned_links(&links)? {
         detach_link(&links.join(link.name))?;
+    }
+    if Tables::capacity(&pins.join("maps"))?.0 > 1 {
+        record.devices.iter().try_for_each(|device| tables.remove_device(device.ifindex))?;
+        tables.clear(record.slot)?;
     }
     if let Some(host) = host {
         for device in filtered {

@@ -129,6 +129,14 @@ pub enum Error {
     /// The programs of an adopted sandbox are those that the kernel holds.
     #[error("whoever adopts a sandbox cannot put another device under its verdict; detach it, and attach it anew")]
     Adopted,
+    /// Programs that sandboxes share show one of them on a device.
+    #[error(
+        "device {device} came to a sandbox that shares its programs with another one on that device; attach one of the two by a process of its own"
+    )]
+    DeviceShown {
+        /// Its name.
+        device: String,
+    },
     /// Filters belong to a device, and a device to a network namespace.
     #[error(
         "the devices of {name} are in another network namespace: run this where it was attached, e.g. `nsenter --net=/run/netns/NAME egressd status`"
@@ -161,6 +169,18 @@ pub enum Error {
         /// The sandbox.
         name: String,
         /// Its owner.
+        pid: u32,
+    },
+    /// Sandboxes that one process attached report into one ring, which has one reader.
+    #[error(
+        "process {pid} serves {other}, which was attached together with {name}: adopt both in one process, when that has ended"
+    )]
+    SharedRing {
+        /// The sandbox.
+        name: String,
+        /// The one that is served.
+        other: String,
+        /// By whom.
         pid: u32,
     },
     /// Its maps are of another version.
@@ -278,6 +298,10 @@ impl Error {
             error = current.source();
         }
         matches!(self, Self::Pin(PinError::MountPermission { .. }))
+    }
+
+    pub(super) fn thread(name: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Thread { name, source }
     }
 
     pub(super) fn file(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {

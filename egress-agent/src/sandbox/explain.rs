@@ -135,7 +135,7 @@ impl Asking<'_> {
 
     fn one(&self, address: IpAddr, port: u16, number: u8) -> Result<Explanation, Error> {
         let addr = Addr::from(address).routed();
-        let (verdict, permit) = judge(self.tables, addr, port, number)?;
+        let (verdict, permit) = judge(self.tables, self.record.slot, addr, port, number)?;
         let reason = Reason::from_number(verdict.reason_number());
         let grant = permit.and_then(|permit| {
             permit.grants.into_iter().find(|grant| !grant.rule.is_none() && grant.rule.tag == verdict.rule().tag)

@@ -12,6 +12,7 @@ use super::{
     plan::Plan,
     record::Record,
     reporter::{DnsInbox, Reporter, Scene, about},
+    seat::Seat,
     sharing,
 };
 use crate::{
@@ -36,6 +37,7 @@ use std::{
 
 /// What the kernel holds for us. Closing our descriptors changes nothing while the pins are there.
 pub(super) struct Kernel {
+    pub(super) _seat: Seat,
     pub(super) devices: Arc<Mutex<Devices>>,
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
@@ -190,7 +192,7 @@ impl Sandbox {
         let facts = Facts { listener_port: opened.as_ref().map_or(before, Listening::port), ..plan.facts.clone() };
         // On a copy, so that a policy which is refused uses up no rule.
         let mut ids = self.ids.clone();
-        let image = compile(&policy, &facts, super::SLOT, &mut ids, plan.limits)?;
+        let image = compile(&policy, &facts, self.slot(), &mut ids, plan.limits)?;
         let generation = self.generation() + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
         let connections = (policy.established == Established::Cut).then(|| Connections::before(self.place()));
@@ -321,8 +323,17 @@ impl Sandbox {
         self.record().is_taken_down(&self.directories)
     }
 
+    fn slot(&self) -> u32 {
+        self.kernel.identity.slot
+    }
+
     fn place(&self) -> Place<'_> {
-        Place { tables: &self.kernel.tables, netns: &self.plan.netns, cgroup: &self.kernel.directory }
+        Place {
+            tables: &self.kernel.tables,
+            slot: self.slot(),
+            netns: &self.plan.netns,
+            cgroup: &self.kernel.directory,
+        }
     }
 
     /// Nobody serves it from here on, and whoever comes may.

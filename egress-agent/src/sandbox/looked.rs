@@ -1,6 +1,6 @@
 //! The kernel's verdict, asked from here: the same function over the same maps.
 
-use super::{SLOT, permits::now_ns};
+use super::permits::now_ns;
 use crate::datapath::tables::{TableError, Tables};
 use egress_common::{
     addr::Addr,
@@ -13,14 +13,15 @@ use std::cell::RefCell;
 /// What a socket's call to that destination would be told, and the permit of its address. `protocol` is an IP protocol number.
 pub(super) fn judge(
     tables: &Tables,
+    slot: u32,
     addr: Addr,
     port: u16,
     protocol: u8,
 ) -> Result<(Verdict, Option<Permit>), TableError> {
     let dst = addr.routed();
     let question = Question { dst, asked: Asked::new(Route::Socket, protocol, Some(port), 0) };
-    let looked = Looked::at(tables, PermitKey { slot: SLOT, addr: dst })?;
-    let verdict = decide(SLOT, &tables.sandbox(SLOT)?, question, &looked);
+    let looked = Looked::at(tables, PermitKey { slot, addr: dst })?;
+    let verdict = decide(slot, &tables.sandbox(slot)?, question, &looked);
     match looked.failed.into_inner() {
         Some(error) => Err(error),
         None => Ok((verdict, looked.permit)),

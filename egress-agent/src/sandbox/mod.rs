@@ -22,6 +22,9 @@ mod plan;
 mod record;
 mod recover;
 mod reporter;
+mod ring;
+mod room;
+mod seat;
 mod sharing;
 mod sleep;
 mod status;
@@ -43,17 +46,17 @@ use crate::{
     policy::Policy,
 };
 
-/// The slot of the one sandbox that an owner has in this build.
-pub(crate) const SLOT: u32 = 1;
-
 /// The most that a sandbox's maps are made for. Rules have 16 bits in a verdict.
 pub(crate) const MOST: Limits = Limits { rules: 32_768, networks: 1 << 20, permits: 1 << 20 };
+
+/// The slot of images that nobody gets.
+const NOBODY: u32 = 0;
 
 /// Compiles without touching the kernel.
 ///
 /// # Errors
 /// A policy that cannot be enforced whole, by the figure that is exceeded.
 pub fn check(policy: &Policy) -> Result<(), Error> {
-    compile(policy, &Facts::default(), SLOT, &mut RuleIds::new(u32::MAX), MOST)?;
+    compile(policy, &Facts::default(), NOBODY, &mut RuleIds::new(0..u32::MAX), MOST)?;
     Ok(())
 }

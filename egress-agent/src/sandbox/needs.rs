@@ -77,8 +77,8 @@ fn cgroup2() -> Need {
 
 /// Loads the real programs, which shows more than any version number.
 fn programs() -> Need {
-    let smallest = Capacity { sandboxes: 1, rules: 16, permits: 16, networks: 16 };
-    let present = match Programs::load(smallest, None, None) {
+    let smallest = Capacity { rules: 16, permits: 16, networks: 16 };
+    let present = match Programs::load(1, smallest, None, None) {
         Ok(_) => Present::Yes,
         Err(error) if error.is_permission() => Present::Unknown("not permitted: run as root".to_owned()),
         Err(error) => Present::Unknown(error.to_string()),

@@ -34,6 +34,16 @@ pub(super) fn now_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(NEVER_NS - 1)
 }
 
+/// What ended by then is nobody's business any more.
+pub(super) fn horizon_ns() -> u64 {
+    now_ns().saturating_sub(u64::try_from(REMEMBERED.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// True where something of the permit ended by the horizon.
+pub(super) fn has_expired(permit: &Permit, horizon: u64) -> bool {
+    without_expired(permit, horizon) != *permit
+}
+
 /// The policy's names, as the DNS half asks for them.
 pub(super) struct Table(pub(super) NameTable);
 
@@ -106,13 +116,15 @@ impl Permits {
         Some(learned.map(|(address, name)| permits_file::Learned { name: name.to_owned(), address }).collect())
     }
 
-    /// Forgets what expired a while ago, here and in the map.
-    pub(super) fn sweep(&self) -> Result<(), TableError> {
+    /// Forgets what ended by the horizon, here and at these keys of the map.
+    pub(super) fn sweep<'k>(&self, keys: impl Iterator<Item = &'k PermitKey>, horizon: u64) -> Result<(), TableError> {
         let mut in_force = self.in_force();
-        let horizon = now_ns().saturating_sub(u64::try_from(REMEMBERED.as_nanos()).unwrap_or(u64::MAX));
         in_force.learned.sweep(horizon);
-        let permits = self.tables.permits(self.slot)?;
-        permits.iter().try_for_each(|(key, permit)| self.expire(key, permit, horizon))
+        // Read again: nobody writes meanwhile.
+        keys.map(|key| (key, self.tables.permit(key))).try_for_each(|(key, permit)| match permit? {
+            Some(permit) => self.expire(key, &permit, horizon),
+            None => Ok(()),
+        })
     }
 
     /// Takes from the map what ends by then.

@@ -1,14 +1,9 @@
 //! What is known of a sandbox before anything is made for it.
 
-use super::{
-    attach::Builder,
-    error::Error,
-    permits::{LEARNED_AT_MOST, Table},
-    record::Record,
-};
+use super::{attach::Builder, error::Error, permits::Table, record::Record, room};
 use crate::{
     cgroup::Cgroup,
-    compile::{Facts, Image, Limits, RuleIds, compile},
+    compile::{Facts, Limits, RuleIds, compile},
     datapath::{
         addresses,
         device::{self, Found},
@@ -95,9 +90,9 @@ impl Plan {
         };
         // Compiled once without effect: what cannot be enforced is refused before anything is made, and the maps are made
         // as large as this policy and a later one of its kind need.
-        let image = compile(policy, &facts, super::SLOT, &mut RuleIds::new(u32::MAX), super::MOST)?;
-        let capacity = capacity_for(&image);
-        let limits = limits_of(capacity);
+        let image = compile(policy, &facts, super::NOBODY, &mut RuleIds::new(0..u32::MAX), super::MOST)?;
+        let capacity = room::for_image(&image);
+        let limits = room::limits(capacity);
         Ok(Self {
             name: name(policy, cgroup),
             netns: Arc::new(netns),
@@ -137,11 +132,16 @@ impl Plan {
             netns: Arc::new(netns),
             host_netns: record.host_netns,
             facts,
-            limits: limits_of(capacity),
+            limits: room::limits(capacity),
             capacity,
             servers,
             listens,
         })
+    }
+
+    /// The same with the room that it got.
+    pub(super) fn in_room(self, capacity: Capacity) -> Self {
+        Self { capacity, limits: room::limits(capacity), ..self }
     }
 
     /// The same place under another policy.
@@ -187,7 +187,7 @@ impl Plan {
     }
 
     /// Keeps the map of own addresses as the namespace has them. The host's own are never open, so nobody follows them.
-    pub(super) fn follow_addresses(&self, tables: &Arc<Tables>) -> Result<Option<addresses::Watch>, Error> {
+    pub(super) fn follow_addresses(&self, tables: &Arc<Tables>, slot: u32) -> Result<Option<addresses::Watch>, Error> {
         if !self.facts.own_netns {
             return Ok(None);
         }
@@ -201,8 +201,8 @@ impl Plan {
                     return;
                 }
             };
-            let gone = known.difference(&now).map(|addr| tables.remove_own(super::SLOT, *addr));
-            let new = now.difference(&known).map(|addr| tables.set_own(super::SLOT, *addr));
+            let gone = known.difference(&now).map(|addr| tables.remove_own(slot, *addr));
+            let new = now.difference(&known).map(|addr| tables.set_own(slot, *addr));
             for result in gone.chain(new) {
                 if let Err(error) = result {
                     tracing::error!(%error, "an own address could not be followed");
@@ -279,28 +279,6 @@ fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Er
         }
     }
     Err(Error::NetnsLost { name: record.name.clone() })
-}
-
-/// Room for this image, and for another of twice its size beside it while a reload is applied. A hash map without entries costs
-/// 16 bytes for each that fits, so no map is made for more.
-fn capacity_for(image: &Image) -> Capacity {
-    let twice = |len: usize, least: usize| (len * 2).max(least);
-    let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    Capacity {
-        sandboxes: 1,
-        rules: entries(twice(image.rules.len(), 64).min(super::MOST.rules) * 2),
-        networks: entries(twice(image.networks.len(), 128).min(super::MOST.networks) * 2),
-        permits: entries(twice(image.permits.len(), 128).min(super::MOST.permits) + LEARNED_AT_MOST),
-    }
-}
-
-/// The largest policy that maps of this size take: while it is exchanged for another, both are in them.
-fn limits_of(capacity: Capacity) -> Limits {
-    Limits {
-        rules: capacity.rules as usize / 2,
-        networks: capacity.networks as usize / 2,
-        permits: (capacity.permits as usize).saturating_sub(LEARNED_AT_MOST),
-    }
 }
 
 /// Unique on the host: policy names may repeat, a cgroup's inode does not.

@@ -30,7 +30,9 @@ pub(super) struct Record {
     pub(super) directory: PathBuf,
     /// Inode of its directory.
     pub(super) cgroup_id: u64,
-    /// What the cgroup's storage holds.
+    /// Its place in the maps.
+    pub(super) slot: u32,
+    /// What the cgroup's storage holds beside that.
     pub(super) nonce: u64,
     /// The policy in force, canonical.
     pub(super) policy: String,

@@ -1,15 +1,16 @@
 //! What the kernel's maps hold, as an image: an owner that was killed may have stopped in the middle of an update.
 
-use super::{SLOT, record::Record};
+use super::record::Record;
 use crate::{
     compile::{Image, Prefix, RuleIds, RuleText, Settings},
     datapath::tables::{TableError, Tables},
 };
 use egress_common::permit::{GRANTS, Grant, NEVER_NS, Permit};
+use std::ops::Range;
 
 /// The image in the maps, without the lines behind its rules.
-pub(super) fn image(tables: &Tables) -> Result<Image, TableError> {
-    let sandbox = tables.sandbox(SLOT)?;
+pub(super) fn image(tables: &Tables, slot: u32) -> Result<Image, TableError> {
+    let sandbox = tables.sandbox(slot)?;
     let settings = Settings {
         flags: sandbox.flags,
         netns_cookie: sandbox.netns_cookie,
@@ -17,21 +18,21 @@ pub(super) fn image(tables: &Tables) -> Result<Image, TableError> {
         listener_port: sandbox.listener_port as u16,
         loopback: sandbox.loopback,
         own: sandbox.own,
-        limits: tables.limits(SLOT)?,
+        limits: tables.limits(slot)?,
     };
-    let rules = tables.rules(SLOT)?.into_iter().map(|(rule, content)| (rule, (content, RuleText::unknown())));
+    let rules = tables.rules(slot)?.into_iter().map(|(rule, content)| (rule, (content, RuleText::unknown())));
     // A prefix has at most 128 bits.
-    let networks = tables.networks(SLOT)?.into_iter();
+    let networks = tables.networks(slot)?.into_iter();
     let networks = networks.map(|(addr, bits, network)| (Prefix::new(addr, bits as u8), network));
-    let permits = tables.permits(SLOT)?.into_iter();
+    let permits = tables.permits(slot)?.into_iter();
     let permits = permits.filter_map(|(key, permit)| Some((key.addr, of_the_policy(&permit)?)));
     Ok(Image {
-        slot: SLOT,
+        slot,
         settings,
         rules: rules.collect(),
         networks: networks.collect(),
         permits: permits.collect(),
-        own: tables.own(SLOT)?.into_iter().collect(),
+        own: tables.own(slot)?.into_iter().collect(),
         name_rules: Vec::new(),
     })
 }
@@ -48,9 +49,9 @@ fn of_the_policy(permit: &Permit) -> Option<Permit> {
 
 /// The rule references in use, so that the rules of the record's policy keep theirs: what was learned, and flows that are
 /// under way, rest on them.
-pub(super) fn ids(image: &Image, record: &Record, capacity: u32) -> RuleIds {
+pub(super) fn ids(image: &Image, record: &Record, ours: Range<u32>) -> RuleIds {
     let above = image.rules.keys().map(|rule| rule.tag + 1).fold(record.next_tag, u32::max);
-    let mut ids = RuleIds::resume(capacity, image.rules.keys().map(|rule| rule.index), above);
+    let mut ids = RuleIds::resume(ours, image.rules.keys().map(|rule| rule.index), above);
     let texts = record.texts();
     for (rule, (content, _)) in &image.rules {
         if let Some(text) = texts.get(rule) {

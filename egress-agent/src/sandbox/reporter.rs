@@ -1,36 +1,36 @@
-//! What the kernel and the DNS half report, as events: one thread reads the ring, folds, and sweeps expired permits.
+//! What the kernel and the DNS half report of one sandbox, as events.
 
-use super::{error::Error, permits::Permits, sleep::Sleep};
+use super::{Directories, error::Error, permits::Permits, record::Record as Stored, seat::Set};
 use crate::{
-    datapath::{records::Records, tables::Tables},
+    datapath::tables::{TableError, Tables},
     dns::{self, DnsEvent},
     observe::{
         EventSink,
         event::{Event, Kind, Resolver, Subject},
         fold::Fold,
         permits_file,
+        sink::{FILE_BYTES, FILE_NAME},
     },
     policy::Mode,
 };
 use egress_common::{
     destination::Protocols,
     event::{ClientKey, Hook, Record},
+    permit::{Permit, PermitKey},
+    sandbox::Identity,
 };
-use nix::poll::PollTimeout;
 use std::{
     fs, io,
     net::IpAddr,
-    os::fd::AsFd as _,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, Weak, mpsc},
-    thread::{self, JoinHandle},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant, SystemTime},
 };
 
-const THREAD: &str = "egressd-events";
-/// How long a DNS event may wait for the ring's reader, and how often permits are swept.
-const TICK_MS: u16 = 100;
-const SWEEP: Duration = Duration::from_secs(5);
 /// DNS events that wait for the reader; more are counted as lost.
 const QUEUE: usize = 4096;
 
@@ -102,107 +102,104 @@ impl dns::Clients for Scene {
 /// Takes events of the DNS half without ever blocking it.
 pub(super) struct DnsInbox {
     sender: mpsc::SyncSender<DnsEvent>,
-    lost: Arc<std::sync::atomic::AtomicU64>,
+    lost: Arc<AtomicU64>,
 }
 
 impl dns::DnsEvents for DnsInbox {
     fn dns_event(&self, event: DnsEvent) {
         if self.sender.try_send(event).is_err() {
-            self.lost.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// The reader. Dropping it reads what is left, once, and ends.
+/// Reads what the kernel says of one sandbox. Dropping it reads what is left, once.
 pub(super) struct Reporter {
-    stop: Option<io::PipeWriter>,
-    thread: Option<JoinHandle<()>>,
+    set: Arc<Set>,
+    nonce: u64,
 }
 
-impl Reporter {
-    /// Starts the thread. The inbox is for the DNS server.
-    pub(super) fn start(scene: Arc<Scene>, records: Records, sink: EventSink) -> Result<(Self, Arc<DnsInbox>), Error> {
-        let failed = |source| Error::Thread { name: THREAD, source };
-        let (stopped, stop) = io::pipe().map_err(failed)?;
-        let (sender, inbox) = mpsc::sync_channel(QUEUE);
-        let lost = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let dns_inbox = Arc::new(DnsInbox { sender, lost: Arc::clone(&lost) });
-        let mut reading = Reading { scene, records, inbox, lost, sink, fold: Fold::default() };
-        let body = move || reading.run(&stopped);
-        let thread = thread::Builder::new().name(THREAD.into()).spawn(body).map_err(failed)?;
-        Ok((Self { stop: Some(stop), thread: Some(thread) }, dns_inbox))
+/// All that makes a sandbox heard.
+pub(super) struct Reporting {
+    pub(super) scene: Arc<Scene>,
+    pub(super) sink: EventSink,
+    pub(super) reporter: Reporter,
+    /// For the DNS server.
+    pub(super) inbox: Arc<DnsInbox>,
+}
+
+impl Reporting {
+    /// Opens the file of events, and reads from now on.
+    pub(super) fn begin(
+        set: &Arc<Set>,
+        identity: Identity,
+        subject: Subject,
+        permits: Permits,
+        directories: &Directories,
+    ) -> Result<Self, Error> {
+        let directory = Stored::directory(directories, &subject.sandbox);
+        let events = directory.join(FILE_NAME);
+        let sink = EventSink::with_file(&events, FILE_BYTES).map_err(Error::file(&events, "open"))?;
+        let Identity { slot, nonce, .. } = identity;
+        let scene = Arc::new(Scene {
+            slot,
+            nonce,
+            subject: Mutex::new(subject),
+            permits: Arc::new(permits),
+            tables: Arc::clone(&set.tables),
+            directory,
+            server: Mutex::new(Weak::new()),
+        });
+        let (sender, queue) = mpsc::sync_channel(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let inbox = Arc::new(DnsInbox { sender, lost: Arc::clone(&lost) });
+        set.ring.join(Reading {
+            scene: Arc::clone(&scene),
+            records: Vec::new(),
+            inbox: queue,
+            lost,
+            sink: sink.clone(),
+            fold: Fold::default(),
+        })?;
+        Ok(Self { scene, sink, reporter: Reporter { set: Arc::clone(set), nonce }, inbox })
     }
 }
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that reads events had panicked");
-        }
+        self.set.ring.leave(self.nonce);
     }
 }
 
-struct Reading {
+/// One sandbox's part of what is read.
+pub(super) struct Reading {
     scene: Arc<Scene>,
-    records: Records,
+    /// Of the kernel, not yet told.
+    records: Vec<Record>,
     inbox: mpsc::Receiver<DnsEvent>,
-    lost: Arc<std::sync::atomic::AtomicU64>,
+    lost: Arc<AtomicU64>,
     sink: EventSink,
     fold: Fold,
 }
 
 impl Reading {
-    fn run(&mut self, stopped: &io::PipeReader) {
-        let mut swept = Instant::now();
-        let mut sleep = Sleep::new();
-        loop {
-            let stop = match self.records.wait(stopped.as_fd(), PollTimeout::from(TICK_MS)) {
-                Ok(stop) => stop,
-                Err(errno) => {
-                    tracing::error!(%errno, "cannot wait for kernel events; no more will be shown");
-                    return;
-                }
-            };
-            self.take_in();
-            self.note_names();
-            if let Some(slept) = sleep.slept()
-                && let Err(error) = self.scene.permits.age(slept)
-            {
-                tracing::error!(%error, ?slept, "permits outlive the answers that they rest on, by what was slept");
-            }
-            if let Some(failure) = self.scene.failure() {
-                tracing::error!(
-                    error = &*failure as &dyn std::error::Error,
-                    sandbox = self.scene.subject().sandbox,
-                    "nobody answers the sandbox's DNS any more; what is permitted stays as it is, and nothing new opens"
-                );
-            }
-            if swept.elapsed() > SWEEP {
-                swept = Instant::now();
-                if let Err(error) = self.scene.permits.sweep() {
-                    tracing::warn!(%error, "expired permits stay in the map");
-                }
-            }
-            if stop {
-                self.finish();
-                return;
-            }
-        }
+    pub(super) fn nonce(&self) -> u64 {
+        self.scene.nonce
     }
 
-    fn take_in(&mut self) {
+    pub(super) fn take(&mut self, record: &Record) {
+        self.records.push(*record);
+    }
+
+    /// Tells what came since the last time.
+    pub(super) fn take_in(&mut self) {
         let (scene, sink, fold) = (&self.scene, &self.sink, &mut self.fold);
         let subject = scene.subject();
-        self.records.drain(|record| {
-            if record.nonce == scene.nonce {
-                for event in Event::from_record(record, &subject, scene.as_ref()) {
-                    sink.emit(&event);
-                }
+        for record in self.records.drain(..) {
+            for event in Event::from_record(&record, &subject, scene.as_ref()) {
+                sink.emit(&event);
             }
-        });
+        }
         let now = Instant::now();
         while let Ok(event) = self.inbox.try_recv() {
             // The lock goes before the fold: resolving a rule's text takes it again.
@@ -213,13 +210,36 @@ impl Reading {
                 }
             }
         }
-        let lost = self.lost.swap(0, std::sync::atomic::Ordering::Relaxed);
+        let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             sink.emit(&Event::lost(SystemTime::now(), &subject, lost));
         }
         for event in fold.due(now) {
             sink.emit(&event);
         }
+    }
+
+    /// What is due now and then. `slept`: how long the machine did since the last time.
+    pub(super) fn look_after(&self, slept: Option<Duration>) {
+        self.note_names();
+        if let Some(slept) = slept
+            && let Err(error) = self.scene.permits.age(slept)
+        {
+            tracing::error!(%error, ?slept, "permits outlive the answers that they rest on, by what was slept");
+        }
+        if let Some(failure) = self.scene.failure() {
+            tracing::error!(
+                error = &*failure as &dyn std::error::Error,
+                sandbox = self.scene.subject().sandbox,
+                "nobody answers the sandbox's DNS any more; what is permitted stays as it is, and nothing new opens"
+            );
+        }
+    }
+
+    /// Forgets what ended by the horizon. `old`: permits of whatever sandbox that have something of the kind.
+    pub(super) fn sweep(&self, old: &[(PermitKey, Permit)], horizon: u64) -> Result<(), TableError> {
+        let ours = old.iter().map(|(key, _)| key).filter(|key| key.slot == self.scene.slot);
+        self.scene.permits.sweep(ours, horizon)
     }
 
     /// For `explain`, which another process asks.
@@ -234,7 +254,7 @@ impl Reading {
     }
 
     /// The last word: folded counts that no later denial would carry any more.
-    fn finish(&mut self) {
+    pub(super) fn finish(mut self) {
         let subject = self.scene.subject();
         for event in self.fold.flush() {
             self.sink.emit(&event);

@@ -1,6 +1,6 @@
 //! `egressd status`: the kernel's state, with names from the records.
 
-use super::{Directories, SLOT, error::Error, record::Record, sharing};
+use super::{Directories, error::Error, record::Record, sharing};
 use crate::{
     datapath::{
         attach::CGROUP_HOOKS,
@@ -105,15 +105,15 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
     let mut owned = false;
     if let Some(pins) = &pins {
         let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-        owned = tables.sandbox(SLOT)?.nonce == record.nonce;
+        owned = tables.sandbox(record.slot)?.nonce == record.nonce;
         hooks = hooks_of(&record, &pins.join("links"), ours)?;
-        let permits = u64::try_from(tables.permits(SLOT)?.len()).unwrap_or(u64::MAX);
+        let permits = u64::try_from(tables.permits(record.slot)?.len()).unwrap_or(u64::MAX);
         maps.push(MapUse {
             map: map::PERMITS.to_owned(),
             entries: permits,
-            capacity: Tables::capacity(&pins.join("maps"))?.permits.into(),
+            capacity: Tables::capacity(&pins.join("maps"))?.1.permits.into(),
         });
-        counters = Totals::of(&tables.counters(SLOT)?);
+        counters = Totals::of(&tables.counters(record.slot)?);
     }
     // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.
     let there = std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id);

@@ -41,7 +41,7 @@ proptest! {
         addresses in prop::collection::vec(0_usize..32, 0..4),
     ) {
         let (Some(from), Some(to)) = (from.policy(), to.policy()) else { return Ok(()) };
-        let mut ids = RuleIds::new(4096);
+        let mut ids = RuleIds::new(0..4096);
         let Ok(old) = compile(&from, &facts(from_netns), SLOT, &mut ids, LIMITS) else { return Ok(()) };
         let mut less = facts(to_netns);
         less.own_addresses = less.own_addresses.into_iter().skip(gone).collect();
@@ -62,7 +62,7 @@ proptest! {
     #[test]
     fn a_diff_that_breaks_off_anywhere_is_taken_back(from in lines(), to in lines(), own_netns: bool, at in 0_usize..40) {
         let (Some(from), Some(to)) = (from.policy(), to.policy()) else { return Ok(()) };
-        let mut ids = RuleIds::new(4096);
+        let mut ids = RuleIds::new(0..4096);
         let Ok(old) = compile(&from, &facts(own_netns), SLOT, &mut ids, LIMITS) else { return Ok(()) };
         let Ok(new) = compile(&to, &facts(own_netns), SLOT, &mut ids, LIMITS) else { return Ok(()) };
         let (before, target) = (ImageTables::from(&old), ImageTables::from(&new));
@@ -90,7 +90,7 @@ proptest! {
     #[test]
     fn equal_policies_differ_by_nothing(lines in lines(), own_netns: bool) {
         let Some(policy) = lines.policy() else { return Ok(()) };
-        let mut ids = RuleIds::new(4096);
+        let mut ids = RuleIds::new(0..4096);
         let Ok(old) = compile(&policy, &facts(own_netns), SLOT, &mut ids, LIMITS) else { return Ok(()) };
         let new = compile(&policy, &facts(own_netns), SLOT, &mut ids, LIMITS).unwrap();
         prop_assert_eq!(diff(&old, &new), vec![]);
@@ -98,7 +98,7 @@ proptest! {
 }
 
 fn compiled(texts: &[&str]) -> Vec<Image> {
-    let mut ids = RuleIds::new(64);
+    let mut ids = RuleIds::new(0..64);
     texts.iter().map(|text| compile(&policy(text), &facts(true), SLOT, &mut ids, LIMITS).unwrap()).collect()
 }
 
@@ -224,7 +224,7 @@ fn what_widens_comes_last_and_what_narrows_comes_first() {
 #[test]
 fn facts_that_change_make_a_diff_of_their_own() {
     let policy = policy("[allow]\nself = [80]\naddresses = [\"198.51.100.0/24\"]");
-    let mut ids = RuleIds::new(64);
+    let mut ids = RuleIds::new(0..64);
     let old = compile(&policy, &facts(false), SLOT, &mut ids, LIMITS).unwrap();
     let mut moved: Facts = facts(false);
     moved.own_addresses = ["198.51.100.31".parse().unwrap()].into();

@@ -47,7 +47,7 @@ fn settings_follow_the_policy() {
     assert_eq!(image("", true).own.len(), 3);
     let mut raw = facts(true);
     raw.raw_sockets = true;
-    let image = compile(&policy(""), &raw, SLOT, &mut RuleIds::new(8), LIMITS).unwrap();
+    let image = compile(&policy(""), &raw, SLOT, &mut RuleIds::new(0..8), LIMITS).unwrap();
     assert_eq!(image.settings.flags, flags::OWN_NETNS | flags::RAW_SOCKETS);
 }
 
@@ -212,7 +212,7 @@ fn a_verdict_leads_back_to_its_line() {
 #[test]
 fn what_does_not_fit_is_refused_whole_and_changes_nothing() {
     let text = "[allow]\nnames = [\"a.test\", \"b.test\"]\naddresses = [\"10.0.0.0/8\", \"192.0.2.0/24\", \"192.0.2.1:1\", \"192.0.2.2:2\"]";
-    let mut ids = RuleIds::new(64);
+    let mut ids = RuleIds::new(0..64);
     let mut try_with = |limits| compile(&policy(text), &facts(true), SLOT, &mut ids, limits);
     let roomy = Limits { rules: 5, networks: 2, permits: 2 };
     for (limits, want) in [
@@ -225,12 +225,12 @@ fn what_does_not_fit_is_refused_whole_and_changes_nothing() {
     }
     assert_eq!(try_with(roomy).unwrap().rules.keys().map(|rule| rule.tag).max(), Some(5));
 
-    let mut ids = RuleIds::new(3);
+    let mut ids = RuleIds::new(0..3);
     let full = compile(&policy("[allow]\nnames = [\"a.test\", \"b.test\"]"), &facts(true), SLOT, &mut ids, LIMITS);
     assert!(full.unwrap_err().to_string().contains("needs 4 new rules, and 3 are free"));
     assert_eq!(ids.next_tag(), 1);
 
-    let mut ids = RuleIds::new(8);
+    let mut ids = RuleIds::new(0..8);
     let mut attempt = ids.clone();
     compile(&policy(""), &facts(true), SLOT, &mut attempt, LIMITS).unwrap();
     ids.skip_tags(&attempt);
@@ -242,30 +242,30 @@ fn what_does_not_fit_is_refused_whole_and_changes_nothing() {
 fn lines_that_need_too_many_ranges_together_are_named() {
     let ports = |from: u16| (0..RANGES as u16).map(|n| (from + 4 * n).to_string()).collect::<Vec<_>>().join(",");
     let text = format!("[allow]\naddresses = [\"10.0.0.0/8:{}\", \"10.1.0.0/16:{}\"]", ports(1000), ports(1002));
-    let error = compile(&policy(&text), &facts(true), SLOT, &mut RuleIds::new(64), LIMITS).unwrap_err();
+    let error = compile(&policy(&text), &facts(true), SLOT, &mut RuleIds::new(0..64), LIMITS).unwrap_err();
     assert!(matches!(error, CompileError::Ranges { ranges: 32, .. }), "{error}");
     assert!(error.to_string().contains("10.1.0.0/16"));
     let local = (0..17).map(|n| (1000 + 2 * n).to_string()).collect::<Vec<_>>().join(", ");
     let text = format!("[allow]\nloopback = [{local}]");
-    let error = compile(&policy(&text), &facts(true), SLOT, &mut RuleIds::new(64), LIMITS).unwrap_err();
+    let error = compile(&policy(&text), &facts(true), SLOT, &mut RuleIds::new(0..64), LIMITS).unwrap_err();
     assert!(error.to_string().starts_with("allow.loopback = ["), "{error}");
 }
 
 #[test]
 fn a_policy_built_in_code_is_checked_too() {
     let built = policy("").allow("api.example.com".parse().unwrap()).deny("*.example.com".parse().unwrap());
-    let error = compile(&built, &facts(true), SLOT, &mut RuleIds::new(64), LIMITS).unwrap_err();
+    let error = compile(&built, &facts(true), SLOT, &mut RuleIds::new(0..64), LIMITS).unwrap_err();
     assert!(
         matches!(error, CompileError::Policy(_)) && error.to_string().starts_with("policy: allow.names"),
         "{error}"
     );
     let built = policy("").deny("example.com:443".parse().unwrap());
-    assert!(compile(&built, &facts(true), SLOT, &mut RuleIds::new(64), LIMITS).is_err());
+    assert!(compile(&built, &facts(true), SLOT, &mut RuleIds::new(0..64), LIMITS).is_err());
 }
 
 #[test]
 fn tags_are_never_used_again_and_indices_as_late_as_possible() {
-    let mut ids = RuleIds::new(8);
+    let mut ids = RuleIds::new(0..8);
     let (mut tags, mut indices) = (BTreeSet::new(), Vec::new());
     let mut last: Option<Image> = None;
     for round in 0..20 {
@@ -290,7 +290,7 @@ fn tags_are_never_used_again_and_indices_as_late_as_possible() {
 
 #[test]
 fn an_owner_that_takes_over_gives_out_nothing_that_is_taken() {
-    let mut ids = RuleIds::resume(4, [0, 2], 50);
+    let mut ids = RuleIds::resume(0..4, [0, 2], 50);
     let text = "[allow]\nloopback = false\nself = false\nnames = [\"a.test\", \"b.test\"]";
     let image = compile(&policy(text), &facts(true), SLOT, &mut ids, LIMITS).unwrap();
     assert_eq!(image.name_rules, [RuleRef { index: 1, tag: 50 }, RuleRef { index: 3, tag: 51 }]);
@@ -306,9 +306,9 @@ fn an_owner_that_takes_over_gives_out_nothing_that_is_taken() {
 fn an_owner_that_takes_over_keeps_the_references_of_what_it_recognises() {
     let text = "[allow]\nnames = [\"a.test\", \"b.test:22\"]\naddresses = [\"192.0.2.1:443\", \"192.0.2.0/24:443\"]\n\
                 inbound = [\"192.0.2.9\"]\n[deny]\naddresses = [\"192.0.2.7\"]";
-    let mut ids = RuleIds::new(64);
+    let mut ids = RuleIds::new(0..64);
     let image = compile(&policy(text), &facts(true), SLOT, &mut ids, LIMITS).unwrap();
-    let mut next = RuleIds::resume(64, image.rules.keys().map(|rule| rule.index), ids.next_tag());
+    let mut next = RuleIds::resume(0..64, image.rules.keys().map(|rule| rule.index), ids.next_tag());
     for (rule, (content, text)) in &image.rules {
         next.recognise(*rule, content, text);
     }

@@ -26,7 +26,7 @@ pub(super) fn facts(own_netns: bool) -> Facts {
 }
 
 pub(super) fn image(text: &str, own_netns: bool) -> Image {
-    compile(&policy(text), &facts(own_netns), SLOT, &mut RuleIds::new(4096), LIMITS).unwrap()
+    compile(&policy(text), &facts(own_netns), SLOT, &mut RuleIds::new(0..4096), LIMITS).unwrap()
 }
 
 pub(super) fn question(dst: &str, ip_protocol: u8, port: Option<u16>, path: Path) -> Question {

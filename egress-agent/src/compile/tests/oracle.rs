@@ -100,7 +100,7 @@ fn allowed(policy: &Policy, facts: &Facts, (dst, ip_protocol, port, path): (&str
 }
 
 fn agree(policy: &Policy, facts: &Facts) -> Result<(), TestCaseError> {
-    let image = match compile(policy, facts, SLOT, &mut RuleIds::new(4096), LIMITS) {
+    let image = match compile(policy, facts, SLOT, &mut RuleIds::new(0..4096), LIMITS) {
         Ok(image) => image,
         Err(CompileError::Ranges { .. }) => return Ok(()),
         Err(error) => return Err(TestCaseError::fail(error.to_string())),
@@ -145,7 +145,7 @@ proptest! {
             list.reverse();
         }
         if let (Some(policy), Some(turned)) = (lines.policy(), turned.policy()) {
-            let mut ids = RuleIds::new(4096);
+            let mut ids = RuleIds::new(0..4096);
             let first = compile(&policy, &facts(own_netns), SLOT, &mut ids, LIMITS);
             let second = compile(&turned, &facts(own_netns), SLOT, &mut ids, LIMITS);
             if let (Ok(first), Ok(second)) = (first, second) {
@@ -161,7 +161,7 @@ proptest! {
     fn a_deny_more_never_opens_and_an_allow_more_never_closes(lines in lines(), more in destination(), own_netns: bool) {
         let Some(before) = lines.policy() else { return Ok(()) };
         let tables = |policy: &Policy| {
-            compile(policy, &facts(own_netns), SLOT, &mut RuleIds::new(4096), LIMITS).ok().map(|image| ImageTables::from(&image))
+            compile(policy, &facts(own_netns), SLOT, &mut RuleIds::new(0..4096), LIMITS).ok().map(|image| ImageTables::from(&image))
         };
         let Some(open) = tables(&before) else { return Ok(()) };
         let mut closed = before.clone();
