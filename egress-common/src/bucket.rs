@@ -13,6 +13,8 @@ use bytemuck::{Pod, Zeroable};
 const PARTS_BITS: u32 = 4;
 /// Bits behind the point of [`Limit::price`].
 const PRICE_BITS: u32 = 16;
+/// Price at one bit per second.
+const BYTE_AT_A_BIT: u64 = (8 * 1_000_000_000) << (PARTS_BITS + PRICE_BITS);
 /// The most bytes that a packet is counted as: beyond the largest that the kernel makes (512 KiB, `GSO_MAX_SIZE` in
 /// include/linux/netdevice.h) with headers for each of its segments.
 pub const PACKET_MAX: u32 = 1 << 22;
@@ -112,10 +114,17 @@ impl Limit {
     /// A limit in bits per second ([`RATE_MIN_BITS`] to [`RATE_MAX_BITS`]) with a bucket of [`BURST_MIN_NS`] to
     /// [`BURST_MAX_NS`]; values beyond are taken as the nearest.
     pub const fn new(bits_per_s: u64, burst_ns: u64) -> Self {
-        const BYTE_NS: u64 = 8 * 1_000_000_000;
         let bits = clamp(bits_per_s, RATE_MIN_BITS, RATE_MAX_BITS);
-        let price = (BYTE_NS << (PARTS_BITS + PRICE_BITS)).div_ceil(bits);
+        let price = BYTE_AT_A_BIT.div_ceil(bits);
         Self { price, depth: clamp(burst_ns, BURST_MIN_NS, BURST_MAX_NS) << PARTS_BITS }
+    }
+
+    /// The rate, in bits per second, less a part in 80 000 that rounding takes; 0 where there is none.
+    pub const fn bits_per_s(self) -> u64 {
+        match BYTE_AT_A_BIT.checked_div(self.price) {
+            Some(bits) => bits,
+            None => 0,
+        }
     }
 
     /// True where it limits nothing.
