@@ -2,7 +2,7 @@
 
 #![expect(deprecated, reason = "CGROUP_STORAGE is chosen over its successor: see ARCHITECTURE.md, Identity")]
 
-pub use super::table_error::TableError;
+pub(crate) use super::table_error::TableError;
 use super::{
     load::{Capacity, LoadError, Programs},
     rate::Rates,

@@ -101,10 +101,13 @@ impl Told {
             *self = Self { budget, ..Self::default() };
         }
         // Four fifths, without a product that may not fit.
-        let low = budget > 0 && spent >= budget - budget / 5;
-        let out = low && !self.out && refused();
-        let news = (out || (low && !self.low)).then_some(Spent { budget, bytes: spent, out });
-        (self.low, self.out) = (self.low || low, self.out || out);
+        if budget == 0 || spent < budget - budget / 5 {
+            return None;
+        }
+        // One after the other, also where both came true at once.
+        let out = self.low && !self.out && refused();
+        let news = (out || !self.low).then_some(Spent { budget, bytes: spent, out });
+        (self.low, self.out) = (true, self.out || out);
         news
     }
 }
@@ -153,7 +156,8 @@ mod tests {
         assert_eq!(news(&limits, 990, true), spent(1000, 990, true));
         assert_eq!(news(&limits, 1000, true), None);
         let more = Limits { budget: 1100, ..limits };
-        assert_eq!(news(&more, 1000, false), spent(1100, 1000, false));
+        assert_eq!(news(&more, 1100, true), spent(1100, 1100, false));
+        assert_eq!(news(&more, 1100, true), spent(1100, 1100, true));
     }
 
     #[test]
