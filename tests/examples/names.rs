@@ -15,7 +15,7 @@ use egress_agent::{
     policy::Policy,
     sandbox::{Directories, Sandbox},
 };
-use std::{fs, io::Read as _, path::PathBuf};
+use std::{fs, io::Read as _, path::PathBuf, time::Instant};
 
 fn main() {
     let words: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -23,12 +23,18 @@ fn main() {
     let mut policy = Policy::from_path(policy).expect("the policy");
     policy.dns.queries_per_second = u32::MAX;
     let before = resident_kib();
-    let attach = |cgroup: &PathBuf| {
+    let mut attach_us = Vec::new();
+    let mut attach = |cgroup: &PathBuf| {
         let directories = Directories { state: state.clone(), pin: pin.clone() };
-        Sandbox::builder(policy.clone()).cgroup(cgroup).dirs(directories).attach().expect("attach")
+        let builder = Sandbox::builder(policy.clone()).cgroup(cgroup).dirs(directories);
+        let started = Instant::now();
+        let sandbox = builder.attach().expect("attach");
+        attach_us.push(started.elapsed().as_micros());
+        sandbox
     };
-    let sandboxes: Vec<Sandbox> = cgroups.iter().map(attach).collect();
-    println!("{}", serde_json::json!({ "before_kib": before, "after_kib": resident_kib() }));
+    let sandboxes: Vec<Sandbox> = cgroups.iter().map(&mut attach).collect();
+    let after = resident_kib();
+    println!("{}", serde_json::json!({ "before_kib": before, "after_kib": after, "attach_us": attach_us }));
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     for sandbox in sandboxes {
         sandbox.detach().expect("detach");

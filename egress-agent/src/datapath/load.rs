@@ -95,18 +95,19 @@ impl Capacity {
     }
 }
 
-/// Entries that no policy asks for, for each sandbox: own addresses, sources, devices, flows, clients, denials.
-const EACH: [(&str, u32); 6] = [
-    (names::map::OWN, 1024),
-    (names::map::SOURCES, 1024),
-    (names::map::DEVICES, 64),
-    (names::map::FLOWS, 1024),
-    (names::map::CLIENTS, 256),
-    (names::map::DENIALS, 1024),
+/// Entries that no policy asks for: for one sandbox, and for each that shares them with it. Maps that forget their oldest
+/// entries are made whole at once, so there is less for each of many.
+const OTHERS: [(&str, u32, u32); 6] = [
+    (names::map::OWN, 1024, 1024),
+    (names::map::SOURCES, 1024, 1024),
+    (names::map::DEVICES, 64, 64),
+    (names::map::FLOWS, 1024, 128),
+    (names::map::CLIENTS, 256, 64),
+    (names::map::DENIALS, 1024, 128),
 ];
-/// Bytes of the event ring for each sandbox: over five seconds of all that one may report.
+/// Bytes of the event ring for each sandbox, up to a few: some seconds of all that one may report, and it is read as it fills.
 const RING_BYTES_EACH: u32 = 64 * 1024;
-const RING_BYTES_AT_MOST: u32 = 1 << 20;
+const RING_BYTES_AT_MOST: u32 = 256 * 1024;
 
 /// The loaded programs and their maps.
 pub(crate) struct Programs {
@@ -155,8 +156,8 @@ impl Programs {
             .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
             .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
             .map_max_entries(names::map::EVENTS, (sandboxes * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));
-        for (map, entries) in EACH {
-            loader.map_max_entries(map, sandboxes * entries);
+        for (map, one, each) in OTHERS {
+            loader.map_max_entries(map, one + (sandboxes - 1) * each);
         }
         if let Some(path) = listeners {
             loader.map_pin_path(names::map::LISTENERS, path);

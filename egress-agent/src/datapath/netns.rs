@@ -201,18 +201,18 @@ impl Netns {
         .map_err(|source| NetnsError::Identify { netns: self.name.clone(), source })
     }
 
-    /// Runs `work` inside, on a thread of its own, so that nothing else of this process ever moves. Sockets that it opens
-    /// stay in that namespace.
+    /// Runs `work` inside. It gets a thread of its own for that, unless the caller's is there: nothing else of this process ever
+    /// moves. Sockets that it opens stay in that namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        // A move takes the kernel milliseconds, also to where one is already, and a thread a tenth of one.
+        if Self::current().is_ok_and(|current| current.same_as(self)) {
+            return Ok(work());
+        }
         let netns = || self.name.clone();
         thread::scope(|scope| {
             thread::Builder::new()
                 .name("in-netns".into())
-                .spawn_scoped(scope, || {
-                    // The kernel takes milliseconds for a move, also to where one is already.
-                    let is_there = Self::current().is_ok_and(|current| current.same_as(self));
-                    if is_there { Ok(work()) } else { setns(&self.fd, CloneFlags::CLONE_NEWNET).map(|()| work()) }
-                })
+                .spawn_scoped(scope, || setns(&self.fd, CloneFlags::CLONE_NEWNET).map(|()| work()))
                 .map_err(|source| NetnsError::Thread { netns: netns(), source })?
                 .join()
                 .map_err(|_| NetnsError::Panicked { netns: netns() })?

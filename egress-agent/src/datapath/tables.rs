@@ -23,6 +23,7 @@ use egress_common::{
     verdict::{FlowState, ListenerKey},
 };
 use std::{
+    ops::Range,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -158,12 +159,14 @@ impl Tables {
         Ok((found.tag == rule.tag).then_some(found))
     }
 
-    /// Every rule of the slot.
+    /// Every rule of the slot, from its part of the array.
     pub(crate) fn rules(&self, slot: u32) -> Result<Vec<(RuleRef, Rule)>, TableError> {
         let maps = self.maps();
+        // Slot 0 is nobody's.
+        let each = maps.rules.len() / (maps.sandboxes.len() - 1).max(1);
         let mut rules = Vec::new();
-        for (index, rule) in (0..).zip(maps.rules.iter()) {
-            let rule = rule.map_err(failed(map::RULES, "read"))?;
+        for index in rules_of(slot, each) {
+            let rule = maps.rules.get(&index, 0).map_err(failed(map::RULES, "read"))?;
             if rule.tag != 0 && rule.slot == slot {
                 rules.push((RuleRef { index, tag: rule.tag }, rule));
             }
@@ -343,6 +346,12 @@ impl Tables {
         let values = self.maps().counters.get(&slot, 0).map_err(failed(map::COUNTERS, "read"))?;
         Ok(values.iter().copied().collect())
     }
+}
+
+/// The part of the rule array that is a slot's, where each has so many.
+pub(crate) fn rules_of(slot: u32, each: u32) -> Range<u32> {
+    let first = slot.saturating_sub(1) * each;
+    first..first + each
 }
 
 pub(super) fn open<T>(pins: &Path, name: &'static str) -> Result<T, LoadError>

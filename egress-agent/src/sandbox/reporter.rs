@@ -27,12 +27,12 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
     time::{Duration, Instant, SystemTime},
 };
+use tokio::sync::mpsc;
 
-/// DNS events that wait for the reader; more are counted as lost.
+/// DNS events that wait for the reader; more are counted as lost. Room is made as they come: that of std is made at once.
 const QUEUE: usize = 4096;
 
 /// Whatever an event needs to know of its sandbox.
@@ -102,7 +102,7 @@ impl dns::Clients for Scene {
 
 /// Takes events of the DNS half without ever blocking it.
 pub(super) struct DnsInbox {
-    sender: mpsc::SyncSender<DnsEvent>,
+    sender: mpsc::Sender<DnsEvent>,
     lost: Arc<AtomicU64>,
 }
 
@@ -151,7 +151,7 @@ impl Reporting {
             directory,
             server: Mutex::new(Weak::new()),
         });
-        let (sender, queue) = mpsc::sync_channel(QUEUE);
+        let (sender, queue) = mpsc::channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let inbox = Arc::new(DnsInbox { sender, lost: Arc::clone(&lost) });
         set.ring.join(Reading {

@@ -8,7 +8,7 @@ use super::{Directories, error::Error, ring::Ring, room::LEAST};
 use crate::datapath::{
     load::{Capacity, Programs},
     records::Records,
-    tables::Tables,
+    tables::{Tables, rules_of},
 };
 use std::{
     ops::Range,
@@ -135,8 +135,7 @@ impl Seat {
 
     /// The part of the rule array that is the sandbox's.
     pub(super) fn rules(&self) -> Range<u32> {
-        let first = (self.slot - 1) * self.set.each.rules;
-        first..first + self.set.each.rules
+        rules_of(self.slot, self.set.each.rules)
     }
 }
 
