@@ -13,8 +13,6 @@ use bytemuck::{Pod, Zeroable};
 const PARTS_BITS: u32 = 4;
 /// Bits behind the point of [`Limit::price`].
 const PRICE_BITS: u32 = 16;
-/// Price at one bit per second.
-const BYTE_AT_A_BIT: u64 = (8 * 1_000_000_000) << (PARTS_BITS + PRICE_BITS);
 /// The most bytes that a packet is counted as: beyond the largest that the kernel makes (512 KiB, `GSO_MAX_SIZE` in
 /// include/linux/netdevice.h) with headers for each of its segments.
 pub const PACKET_MAX: u32 = 1 << 22;
@@ -36,6 +34,8 @@ pub struct Limit {
     pub price: u64,
     /// Time that fits into the bucket.
     pub depth: u64,
+    /// The rate itself; 0 = no limit.
+    pub bits_per_s: u64,
 }
 
 /// Bandwidth of one sandbox. All zero = unlimited.
@@ -48,8 +48,6 @@ pub struct Limits {
     pub ingress: Limit,
     /// Bytes that may leave it in all; 0 = any number.
     pub budget: u64,
-    /// Bytes per second that its TCP sockets share; 0 = as fast as they can.
-    pub pace: u64,
 }
 
 /// What one bucket let pass and what not. Written by the kernel half alone, each field by itself.
@@ -80,7 +78,7 @@ pub struct Meters {
     pub previous: u64,
 }
 
-crate::abi!(Limit = 16, Limits = 48, Meter = 32, Meters = 152);
+crate::abi!(Limit = 24, Limits = 56, Meter = 32, Meters = 152);
 
 /// Where packets are metered. The buckets are apart, so that a packet which passes two of them counts once in each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,16 +112,12 @@ impl Limit {
     /// A limit in bits per second ([`RATE_MIN_BITS`] to [`RATE_MAX_BITS`]) with a bucket of [`BURST_MIN_NS`] to
     /// [`BURST_MAX_NS`]; values beyond are taken as the nearest.
     pub const fn new(bits_per_s: u64, burst_ns: u64) -> Self {
-        let bits = clamp(bits_per_s, RATE_MIN_BITS, RATE_MAX_BITS);
-        let price = BYTE_AT_A_BIT.div_ceil(bits);
-        Self { price, depth: clamp(burst_ns, BURST_MIN_NS, BURST_MAX_NS) << PARTS_BITS }
-    }
-
-    /// The rate, in bits per second, less a part in 80 000 that rounding takes; 0 where there is none.
-    pub const fn bits_per_s(self) -> u64 {
-        match BYTE_AT_A_BIT.checked_div(self.price) {
-            Some(bits) => bits,
-            None => 0,
+        const BYTE_AT_A_BIT: u64 = (8 * 1_000_000_000) << (PARTS_BITS + PRICE_BITS);
+        let bits_per_s = clamp(bits_per_s, RATE_MIN_BITS, RATE_MAX_BITS);
+        Self {
+            bits_per_s,
+            price: BYTE_AT_A_BIT.div_ceil(bits_per_s),
+            depth: clamp(burst_ns, BURST_MIN_NS, BURST_MAX_NS) << PARTS_BITS,
         }
     }
 
@@ -202,12 +196,12 @@ pub const fn epoch(now_ns: u64) -> u64 {
 /// What one of so many active sockets may send, in bytes of payload per second: TCP's pacing counts no headers
 /// (`tcp_update_skb_after_send` in net/ipv4/tcp_output.c). The kernel takes 32 bits, and all ones as no limit.
 #[inline(always)]
-pub const fn pace(bytes_per_s: u64, sockets: u64, mss: u32, headers: u32) -> u32 {
+pub const fn pace(bits_per_s: u64, sockets: u64, mss: u32, headers: u32) -> u32 {
     let sockets = if sockets == 0 { 1 } else { sockets };
     let mss = if mss == 0 { 536 } else { mss as u64 };
     // At most 12.5 GB/s times a segment: 2^34 x 2^32 does not fit, so a segment is what 16 bits hold.
     let mss = if mss > 0xffff { 0xffff } else { mss };
-    let share = bytes_per_s / sockets * mss / (mss + headers as u64);
+    let share = bits_per_s / 8 / sockets * mss / (mss + headers as u64);
     if share >= u32::MAX as u64 {
         u32::MAX
     } else if share == 0 {

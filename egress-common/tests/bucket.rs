@@ -108,7 +108,7 @@ proptest! {
     #[test]
     fn sockets_share_no_more_than_there_is(bits in rate(), sockets in 1_u64..10_000, mss in 1_u32..=u32::MAX) {
         let bytes = bits / 8;
-        let each = u64::from(pace(bytes, sockets, mss, 52));
+        let each = u64::from(pace(bits, sockets, mss, 52));
         prop_assert!(each >= 1);
         prop_assert!(each == 1 || each * sockets <= bytes);
     }
@@ -141,9 +141,9 @@ fn a_packet_larger_than_the_bucket_passes_into_debt() {
 
 #[test]
 fn a_pace_leaves_room_for_headers() {
-    assert_eq!(pace(1_250_000, 1, 1448, 52), 1_206_666);
-    assert_eq!(pace(1_250_000, 10, 1448, 52), 120_666);
-    assert_eq!(pace(1_250_000, 0, 0, 52), 1_139_455);
-    assert_eq!(pace(12_500_000_000, 1, 1448, 52), u32::MAX);
-    assert_eq!(pace(1, 1000, 1448, 52), 1);
+    assert_eq!(pace(10_000_000, 1, 1448, 52), 1_206_666);
+    assert_eq!(pace(10_000_000, 10, 1448, 52), 120_666);
+    assert_eq!(pace(10_000_000, 0, 0, 52), 1_139_455);
+    assert_eq!(pace(100_000_000_000, 1, 1448, 52), u32::MAX);
+    assert_eq!(pace(8, 1000, 1448, 52), 1);
 }

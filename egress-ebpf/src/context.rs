@@ -470,6 +470,23 @@ impl Conversation {
         unsafe { (*self.ops).op }
     }
 
+    /// False where both ends are on this machine: loopback, or one own address.
+    #[inline(always)]
+    pub(crate) fn leaves(self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            if (*self.ops).family == AF_INET {
+                let peer = (*self.ops).remote_ip4;
+                return peer.to_ne_bytes()[0] != 127 && peer != (*self.ops).local_ip4;
+            }
+            let own = read_words(&raw const (*self.ops).local_ip6);
+            let peer @ [a, b, c, d] = read_words(&raw const (*self.ops).remote_ip6);
+            let mapped = (a | b) == 0 && c == 0xffff_u32.to_be();
+            !(mapped && d.to_ne_bytes()[0] == 127)
+                && (peer[0] ^ own[0]) | (peer[1] ^ own[1]) | (peer[2] ^ own[2]) | (peer[3] ^ own[3]) != 0
+        }
+    }
+
     /// Payload of a full segment.
     #[inline(always)]
     pub(crate) fn mss(self) -> u32 {

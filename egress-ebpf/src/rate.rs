@@ -158,6 +158,7 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     let conversation = Conversation::from(&ctx);
     let op = conversation.op();
     if (op == ACTIVE_ESTABLISHED || op == PASSIVE_ESTABLISHED || op == RETRANSMITTED || op == ROUND_TRIP)
+        && conversation.leaves()
         && let Some(tenant) = tenant()
         && let Some(limits) = LIMITS.get(tenant.slot)
     {
@@ -168,7 +169,7 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) {
-    if limits.pace == 0 {
+    if limits.egress.is_none() {
         // A socket that is not told of its round trips learns of a limit that comes later when that drops a packet of it.
         conversation.tell(TELL_RETRANSMITS);
         if op == ROUND_TRIP {
@@ -182,7 +183,7 @@ fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) 
     let Some(meters) = METERS.get_ptr_mut(tenant.slot) else { return };
     // SAFETY: a live value of the map.
     let active = unsafe { active(meters, conversation) };
-    conversation.set_pace(pace(limits.pace, active, conversation.mss(), conversation.headers()));
+    conversation.set_pace(pace(limits.egress.bits_per_s, active, conversation.mss(), conversation.headers()));
 }
 
 /// How many sockets had an answer in this epoch or the one before. Two CPUs that begin an epoch at once may count a socket

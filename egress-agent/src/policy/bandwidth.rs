@@ -39,7 +39,6 @@ impl Bandwidth {
             egress: limit(rate(self.egress), self.egress_burst),
             ingress: limit(rate(self.ingress), Self::BURST.0),
             budget: self.budget.map_or(0, Amount::bytes),
-            pace: rate(self.egress).map_or(0, |rate| rate.bits_per_s() / 8),
         }
     }
 }

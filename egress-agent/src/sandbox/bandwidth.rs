@@ -53,7 +53,7 @@ impl BandwidthStatus {
         let side = |rate: egress_common::bucket::Limit, how, places: [Place; 2]| {
             let meters = places.map(|place| meter(meters, place));
             (!rate.is_none()).then(|| LimitStatus {
-                rate: rate.bits_per_s(),
+                rate: rate.bits_per_s,
                 how,
                 bytes: most(&meters, |meter| meter.bytes),
                 dropped_packets: meters.iter().map(|meter| meter.dropped_packets).sum(),

@@ -216,7 +216,7 @@ impl Devices {
     /// Without the queue the buckets of the kernel half limit alone.
     fn shape_one(&mut self, ifindex: u32) {
         let tables = &self.tables;
-        let limit = tables.limits(self.identity.slot).map_or(0, |limits| limits.ingress.bits_per_s());
+        let limit = tables.limits(self.identity.slot).map_or(0, |limits| limits.ingress.bits_per_s);
         // On a device that others share, the queue would hold up theirs.
         let shared = tables.device(ifindex).ok().flatten().is_none_or(|on| on.mark != 0);
         let done = self.host.enter(|| match limit {

@@ -95,7 +95,6 @@ fn the_kernel_half_gets_what_the_mode_lets_it_enforce() {
         egress: Limit::new(100_000_000, 300_000_000),
         ingress: Limit::new(1_000_000_000, BURST_MIN_NS),
         budget: 10_000_000_000,
-        pace: 12_500_000,
     };
     assert_eq!(bandwidth.limits(Mode::Enforce), limits);
     assert_eq!(bandwidth.limits(Mode::Observe), Limits { budget: limits.budget, ..Limits::default() });
