@@ -128,19 +128,21 @@ fn size(packet: Packet, place: Place) -> (u32, u32) {
     (ip_bytes(len, count, headers), count)
 }
 
-/// Length of the headers that each segment of a GSO packet repeats. The verdict has refused IPv4 options and most extension
-/// headers; the rest is as good as none here.
+/// Length of the headers that each segment of a GSO packet repeats. The verdict has refused IPv4 options and extension
+/// headers, but for the jumbogram header of BIG TCP, which no segment has.
 #[inline(always)]
 fn headers(packet: Packet, start: u32) -> u32 {
-    let (network, protocol_at) = if packet.ethertype() == ethertype::IPV4 { (20, 8) } else { (40, 4) };
-    // Words as they lie in memory: the protocol is the second byte of one, TCP's data offset the first of another.
-    let Some([word]) = packet.words::<1>(start + protocol_at) else { return network };
-    let protocol = if protocol_at == 8 { word.to_ne_bytes()[1] } else { word.to_ne_bytes()[2] };
-    if protocol != protocol::TCP {
+    const HOP_BY_HOP: u8 = 0;
+    let is_v4 = packet.ethertype() == ethertype::IPV4;
+    // Words as they lie in memory: the protocol is the second byte of one or the third of another, TCP's data offset the first.
+    let (network, word) = if is_v4 { (20, packet.words::<1>(start + 8)) } else { (40, packet.words::<1>(start + 4)) };
+    let protocol = word.map_or(0, |[word]| word.to_ne_bytes()[if is_v4 { 1 } else { 2 }]);
+    let jumbo = !is_v4 && protocol == HOP_BY_HOP;
+    if protocol != protocol::TCP && !jumbo {
         return network + 8;
     }
-    let offset = packet.words::<1>(start + network + 12).map_or(0, |[word]| word.to_ne_bytes()[0] >> 4);
-    network + u32::from(offset) * 4
+    let at = start + network + if jumbo { 8 } else { 0 } + 12;
+    network + packet.words::<1>(at).map_or(20, |[word]| u32::from(word.to_ne_bytes()[0] >> 4) * 4)
 }
 
 // include/uapi/linux/bpf.h, BPF_SOCK_OPS_*

@@ -119,10 +119,11 @@ fn t38_downloads_keep_to_the_rate() {
             let said = inside.ask(&format!("{blast} {host} 5203 1.7 take 1"));
             let bits = on_the_wire(host, "tcp", taken(&said));
             let what = format!("{shape} {host} down");
-            // A flow whose packets are dropped gets most of the rate, and never more.
-            let least = if how == "shaped" { 0.9 } else { 0.6 };
-            assert!((least..=1.05).contains(&(bits / (20.0 * MBIT))), "{what}: {:.3}", bits / (20.0 * MBIT));
-            println!("{what}: {:.3}", bits / (20.0 * MBIT));
+            // A flow whose packets are dropped gets most of the rate, and at most the burst more in this second.
+            let range = if how == "shaped" { 0.9..=1.05 } else { 0.6..=1.25 };
+            let ratio = bits / (20.0 * MBIT);
+            println!("{what}: {ratio:.3}");
+            assert!(range.contains(&ratio), "{what}: {ratio:.3} of the rate");
         }
         let ingress = &limits(&lab)["ingress"];
         assert_eq!((ingress["rate"].as_u64(), ingress["how"].as_str()), (Some(20_000_000), Some(how)), "{ingress}");
@@ -179,16 +180,14 @@ fn a_limit_changes_under_a_flow() {
     let lab = Lab::without_capture();
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
     let mut sandbox = attach_in_the_box(&lab, &job, open(""));
+    // bbr takes a limit that comes later for a policer's, and stays at four fifths of it for a while.
+    controlled_by(&lab, OK, "cubic");
     let flow = job.spawn(&format!("{blast} {OK} 5201 20 tcp 1"));
     until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
     for (limit, range) in [("20mbit", 18.0..=21.0), ("5mbit", 4.5..=5.3)] {
         lab.box_ns().enter(|| sandbox.update(open(&format!("egress = \"{limit}\""))).unwrap());
         gauge.reset();
-        until(SOON, &format!("{limit} on the wire"), || {
-            let l = lately(&gauge);
-            eprintln!("{l}");
-            range.contains(&on_the_wire(OK, "tcp", l))
-        });
+        until(SOON, &format!("{limit} on the wire"), || range.contains(&on_the_wire(OK, "tcp", lately(&gauge))));
     }
     lab.box_ns().enter(|| sandbox.update(open("")).unwrap());
     gauge.reset();
