@@ -1,5 +1,6 @@
 //! `egressd attach`: enforcement for a cgroup that lives already, with and without a process that serves it.
 
+mod again;
 mod ends;
 mod refusals;
 mod shared;

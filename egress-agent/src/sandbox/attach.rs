@@ -10,7 +10,7 @@ use super::{
     live::{AtDrop, Kernel, Sandbox},
     names::{Listening, Serving},
     permits::Permits,
-    plan::{Plan, lasting},
+    plan::{Plan, lasting, open_netns},
     record::{Record, RuleLine},
     reporter::{Reporting, about},
     seat::{Seat, Wanted},
@@ -146,6 +146,9 @@ impl Builder {
 
     /// Closed from here on; DNS is answered when it returns.
     ///
+    /// A cgroup whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
+    /// ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
+    ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
     pub fn attach(self) -> Result<Sandbox, Error> {
@@ -155,6 +158,9 @@ impl Builder {
         }
         let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
         cgroup.check_enforceable()?;
+        if let Some(left) = Record::left(&self.directories, cgroup.id())? {
+            return self.take_over(&left, cgroup);
+        }
         let plan = Plan::new(&self, cgroup)?;
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
@@ -185,6 +191,22 @@ impl Builder {
         // Nobody waits for this one's names. Closed meanwhile; detached where a name is required and not there.
         drop((root, turn));
         made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
+    }
+
+    /// What cannot be had of it leaves it as it was: closed, with its policy, and nobody's.
+    fn take_over(self, left: &Record, cgroup: &Cgroup) -> Result<Sandbox, Error> {
+        let mut sandbox = Sandbox::adopt(&left.name, &self.directories)?;
+        if let Some(path) = &self.netns
+            && open_netns(path)?.cookie()? != sandbox.plan.facts.netns_cookie
+        {
+            return Err(Error::OtherNetns { name: left.name.clone(), netns: path.clone() });
+        }
+        let reached = sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?;
+        self.refuse_below(&reached)?;
+        sandbox.update(self.policy)?;
+        sandbox.resolve_ahead()?;
+        sandbox.at_drop = AtDrop::Detach;
+        Ok(sandbox)
     }
 
     fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {

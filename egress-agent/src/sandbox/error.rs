@@ -175,6 +175,14 @@ pub enum Error {
         /// Its owner.
         pid: u32,
     },
+    /// A sandbox stays in its network namespace.
+    #[error("{name} is enforced already, in another network namespace than {}; leave --netns out, or detach it first", netns.display())]
+    OtherNetns {
+        /// The sandbox.
+        name: String,
+        /// Where it is not.
+        netns: PathBuf,
+    },
     /// Sandboxes that one process attached report into one ring, which has one reader.
     #[error(
         "process {pid} serves {other}, which was attached together with {name}: adopt both in one process, when that has ended"
@@ -278,6 +286,7 @@ impl Error {
             | Self::Cgroup(_)
             | Self::NoCgroup
             | Self::Nested { .. }
+            | Self::OtherNetns { .. }
             | Self::DeviceTaken { .. }
             | Self::NotAttached { .. }
             | Self::Unknown { .. }

@@ -249,7 +249,7 @@ pub(super) fn answers(netns: &Netns, port: u16) -> Result<(), Error> {
 }
 
 /// A name of `ip netns`, or a path.
-fn open_netns(name_or_path: &Path) -> Result<Netns, Error> {
+pub(super) fn open_netns(name_or_path: &Path) -> Result<Netns, Error> {
     Ok(match netns_path(name_or_path) {
         None => Netns::from_name(&name_or_path.to_string_lossy())?,
         Some(path) => Netns::from_path(path)?,

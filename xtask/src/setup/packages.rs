@@ -62,13 +62,21 @@ pub(crate) const NEEDED: &[Package] = &[
     package("procps", "ps", "looks at processes from outside"),
 ];
 
-/// What tests run that must not be installed, since that would change how the host resolves names: unpacked beside the build.
-const UNPACKED: &[Unpacked] = &[Unpacked {
-    name: "systemd-resolved",
-    with: &["libsystemd-shared"],
-    file: "lib/systemd/systemd-resolved",
-    asks: "forwards from inside a sandbox; installed it would take over /etc/resolv.conf",
-}];
+/// What tests run that must not be installed, since that would change the host: unpacked beside the build.
+const UNPACKED: &[Unpacked] = &[
+    Unpacked {
+        name: "systemd-resolved",
+        with: &["libsystemd-shared"],
+        file: "lib/systemd/systemd-resolved",
+        asks: "forwards from inside a sandbox; installed it would take over /etc/resolv.conf",
+    },
+    Unpacked {
+        name: "systemd",
+        with: &["libsystemd-shared"],
+        file: "usr/bin/systemd-analyze",
+        asks: "checks the unit in README; installed it would want to be process 1",
+    },
+];
 
 /// A package whose files are used where they were unpacked, and the others that it needs there.
 struct Unpacked {
