@@ -518,21 +518,31 @@ impl Conversation {
         unsafe { bpf_setsockopt(self.ops.cast(), SOL_SOCKET, SO_MAX_PACING_RATE, (&raw mut value).cast(), 4) };
     }
 
-    /// True once in each epoch.
+    /// The last epoch in which the socket had an answer, 0 while it is not paced; made where `make`.
     #[inline(always)]
-    pub(crate) fn is_first_of(self, epoch: u64) -> bool {
+    fn last_epoch(self, make: bool) -> Option<&'static mut u64> {
         // SAFETY: as above; the union has one reading in network programs.
         let sk = unsafe { (*self.ops).__bindgen_anon_2.sk };
         if sk.is_null() {
-            return false;
+            return None;
         }
         let map = (&raw const PACED).cast_mut().cast();
+        let flags = if make { BPF_SK_STORAGE_GET_F_CREATE } else { 0 };
         // SAFETY: a socket of the kernel's, and a map whose value is a number.
-        let last = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), BPF_SK_STORAGE_GET_F_CREATE) };
+        let last = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags) };
         // SAFETY: null, or a value of this map, alive for the program run.
-        let Some(last) = (unsafe { last.cast::<u64>().as_mut() }) else { return false };
-        let first = *last != epoch;
-        *last = epoch;
-        first
+        unsafe { last.cast::<u64>().as_mut() }
+    }
+
+    /// True once in each epoch.
+    #[inline(always)]
+    pub(crate) fn is_first_of(self, epoch: u64) -> bool {
+        self.last_epoch(true).is_some_and(|last| core::mem::replace(last, epoch) != epoch)
+    }
+
+    /// True once behind the last [`Conversation::is_first_of`].
+    #[inline(always)]
+    pub(crate) fn was_paced(self) -> bool {
+        self.last_epoch(false).is_some_and(|last| core::mem::replace(last, 0) != 0)
     }
 }

@@ -180,8 +180,6 @@ fn a_limit_changes_under_a_flow() {
     let lab = Lab::without_capture();
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
     let mut sandbox = attach_in_the_box(&lab, &job, open(""));
-    // bbr takes a limit that comes later for a policer's, and stays at four fifths of it for a while.
-    controlled_by(&lab, OK, "cubic");
     let flow = job.spawn(&format!("{blast} {OK} 5201 20 tcp 1"));
     until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
     for (limit, range) in [("20mbit", 18.0..=21.0), ("5mbit", 4.5..=5.3)] {
