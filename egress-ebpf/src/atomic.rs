@@ -13,7 +13,7 @@ pub(crate) unsafe fn fetch_add(to: *mut u64, value: u64) -> u64 {
     let mut found = value;
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("{found} = atomic_fetch_add((u64 *)({to} + 0), {found})", to = in(reg) to, found = inout(reg) found)
+        asm!("{found} = atomic_fetch_add((u64 *)({to} + 0), {found})", to = in(reg) to, found = inout(reg) found);
     };
     found
 }

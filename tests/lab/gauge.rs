@@ -1,5 +1,7 @@
 //! Sinks that count: when how many bytes came to a port, and servers that send as fast as they can.
 
+#![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
+
 use std::{
     io::{Read, Write},
     net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket},
@@ -36,7 +38,8 @@ impl Lab {
 fn pour(mut stream: TcpStream) {
     // A lab that ends takes its network along, and no peer says so.
     let _patience = stream.set_write_timeout(Some(Duration::from_secs(2)));
-    while stream.write_all(&[b'x'; 65536]).is_ok() {}
+    let bytes = vec![b'x'; 65536];
+    while stream.write_all(&bytes).is_ok() {}
 }
 
 impl Gauge {
@@ -54,7 +57,7 @@ impl Gauge {
                 std::thread::spawn(move || {
                     counting.count(&until, &stream.as_fd().try_clone_to_owned().expect("dup"), |chunk| {
                         stream.read(chunk).ok().filter(|count| *count > 0)
-                    })
+                    });
                 });
             }
         });

@@ -1,5 +1,7 @@
 //! Limits hold at the sink, for whatever sends, and for nobody else.
 
+#![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
+
 use crate::{
     job::Job,
     library::{attach_in_the_box, directories},

@@ -53,7 +53,10 @@ fn draw(results: &Results, path: &Path) -> Result<(), Box<dyn std::error::Error>
         .x_label_area_size(32)
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..rows.len() as f64, 0.85..1.1)?;
-    let label = |at: &f64| rows.get(*at as usize).map(super::Row::name).unwrap_or_default();
+    let label = |at: &f64| {
+        let mut named = rows.iter().enumerate().filter(|(index, _)| (*index as f64 - at).abs() < 0.01);
+        named.next().map(|(_, row)| row.name()).unwrap_or_default()
+    };
     chart.configure_mesh().disable_x_mesh().x_labels(rows.len()).x_label_formatter(&label).draw()?;
     for (index, row) in rows.iter().enumerate() {
         for (beside, limiter) in Limiter::ALL.into_iter().enumerate() {

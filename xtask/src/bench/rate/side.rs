@@ -1,6 +1,6 @@
 //! The limiters, each with a lab of its own and the same sender inside.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lab::{Gauge, Inside, Lab};
 use std::time::Duration;
 
@@ -129,8 +129,12 @@ impl Side {
         let time = Duration::from_millis(u64::from(count) * 10 + 700);
         let flow = self.blast(Kind::Tcp, 1, time);
         let flow = self.inside.begin(&flow);
-        let said = self.inside.ask(&format!("sleep 0.5; ping -c {count} -i 0.01 -W 1 {SINK}"));
+        // A copy has no capabilities, which a sandbox may not gain.
+        let said = self
+            .inside
+            .ask(&format!("sleep 0.5; cp \"$(command -v ping)\" . && ./ping -c {count} -i 0.01 -W 1 {SINK}"));
         self.inside.answer(flow).exits(0);
+        ensure!(said.stdout.contains("time="), "{}: no probe came back: {said}", self.limiter.name());
         let times = said.stdout.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
         let times: Vec<f64> = times.map(str::parse).collect::<Result<_, _>>().context("ping")?;
         Ok((times.clone(), count - times.len() as u32))
