@@ -295,3 +295,28 @@ fn who_only_observes_is_not_slowed_down() {
     assert_eq!((limits["egress"].as_u64(), limits["budget"].as_u64()), (None, Some(100_000)), "{limits}");
     inside.end().exits(0);
 }
+
+#[test]
+fn t39_what_is_slowed_down_arrives_whole() {
+    let lab = Lab::new();
+    // Two million bytes that no two places have alike.
+    let bytes: Vec<u8> = (0_u32..500_000).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+    fs::create_dir(lab.www_dir()).unwrap();
+    let file = lab.www_dir().join("f");
+    fs::write(&file, &bytes).unwrap();
+    let file = file.display();
+    for mtu in [1500, 1280] {
+        lab.box_ns().ip(&format!("link set eth0 mtu {mtu}"));
+        let token = lab.token(&format!("up-{mtu}"));
+        let script = format!(
+            "curl -fsS -T {file} http://{OK}:8080/up/{token} >/dev/null && curl -fsS http://{OK}:8080/www/f | sha256sum && sha256sum <{file}"
+        );
+        let limits = "[bandwidth]\negress = \"20mbit\"\ningress = \"50mbit\"";
+        let limits = lab.file("both.toml", limits);
+        let said = lab.sh(&format!("--policy {} --allow {OK}:8080", limits.display()), &script);
+        let sums: Vec<_> = said.exits(0).stdout.lines().collect();
+        assert!(sums.len() == 2 && sums[0] == sums[1], "{said}");
+        assert!(lab.expect_hits(&token, 1)[0].body() == bytes, "the upload differs");
+        assert!(said.took > Duration::from_millis(500), "16 Mbit cannot take {:?}", said.took);
+    }
+}
