@@ -1,8 +1,8 @@
-//! egressd's name service for `cargo xtask bench dns`, by the library: the command line has no policy without a limit of
+//! Many sandboxes of one process, for `cargo xtask bench`, by the library: the command line has no policy without a limit of
 //! queries, and a sandbox each would make a hundred of them a hundred processes.
 //!
-//! `names POLICY STATE PIN CGROUP…` attaches every cgroup, without a limit of queries, prints one JSON object, and ends
-//! with its standard input.
+//! `names POLICY STATE PIN CGROUP…` attaches every cgroup, without a limit of queries, prints one JSON object (resident memory
+//! before and after in KiB, what each attach took in microseconds), and ends with its standard input.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,

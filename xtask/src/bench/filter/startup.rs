@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     fs,
     net::{SocketAddr, UdpSocket},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,12 @@ pub(super) const PERMIT_US: &str = "permit_us";
 /// Names that are asked for once each, so that no cache answers.
 const NAMES: usize = 500;
 
+/// What `tests/examples/names.rs` prints.
+#[derive(Deserialize)]
+struct Attached {
+    attach_us: Vec<f64>,
+}
+
 /// What `tests/examples/costs.rs` prints.
 #[derive(Deserialize)]
 struct Costs {
@@ -34,16 +40,15 @@ pub(super) fn measure(rounds: usize, results: &mut Results) -> Result<()> {
     let Costs { program_ns, empty_ns } = costs(rounds)?;
     results.figures.extend([(PROGRAM_NS, program_ns), (EMPTY_NS, empty_ns)]);
     let lab = Lab::without_capture();
-    let steps = steps(&lab, rounds)?;
-    results.figures.extend([(LOAD_MS, steps.0), (ATTACH_MS, steps.1)]);
+    results.figures.extend([(LOAD_MS, load(&lab, rounds)?), (ATTACH_MS, attach(&lab, rounds)?)]);
     results.figures.insert(RUN_MS, run_more_than_true(&lab, rounds)?);
     results.figures.insert(PERMIT_US, permit(&lab)?);
     Ok(())
 }
 
-/// Loading and attaching, as `egressd run` itself tells of them.
-fn steps(lab: &Lab, rounds: usize) -> Result<(f64, f64)> {
-    let (mut load_ms, mut attach_ms) = (Vec::new(), Vec::new());
+/// Loading, as `egressd run` itself tells of it.
+fn load(lab: &Lab, rounds: usize) -> Result<f64> {
+    let mut load_ms = Vec::new();
     for _ in 0..rounds {
         let run = lab.egressd("run").env("EGRESSD_LOG", "egress_agent::sandbox=debug").flags("--allow 198.51.100.10");
         let run = run.program(&["true"]).output();
@@ -54,9 +59,28 @@ fn steps(lab: &Lab, rounds: usize) -> Result<(f64, f64)> {
         };
         let missing = || format!("egressd run does not tell how long it took: {run}");
         load_ms.push(took("programs loaded").with_context(missing)? / 1e3);
-        attach_ms.push(took("hooks attached").with_context(missing)? / 1e3);
     }
-    Ok((median(&mut load_ms), median(&mut attach_ms)))
+    Ok(median(&mut load_ms))
+}
+
+/// Whole attaches by the library of one process, those that found the programs loaded (`sandbox::seat` of egressd: room for
+/// one, then for four, then for sixteen).
+fn attach(lab: &Lab, rounds: usize) -> Result<f64> {
+    const SANDBOXES: usize = 21;
+    let policy = lab.file("attach.toml", "version = 1\n[allow]\naddresses = [\"198.51.100.10\"]\n");
+    let program = crate::bench::example("names")?;
+    let mut attach_ms = Vec::new();
+    for _ in 0..rounds.div_ceil(5) {
+        let cgroups: Vec<_> = (0..SANDBOXES).map(|number| lab.cgroup().child(&format!("attach-{number}"))).collect();
+        let mut command = lab.box_ns().command(&program);
+        command.args([&policy, &lab.state_dir(), &lab.pin_dir()]).args(cgroups.iter().map(lab::Cgroup::path));
+        let output = command.stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "names: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let Attached { attach_us } = serde_json::from_slice(&output.stdout).context("names told no figures")?;
+        let loaded = attach_us.into_iter().enumerate().filter(|(at, _)| ![0, 1, 5].contains(at));
+        attach_ms.extend(loaded.map(|(_, us)| us / 1e3));
+    }
+    Ok(median(&mut attach_ms))
 }
 
 /// In a process of its own: this one must not need the kernel half, which `setup` makes buildable.
