@@ -44,7 +44,6 @@ fn taken(said: &lab::Output) -> f64 {
 #[track_caller]
 fn holds(what: &str, bits: f64, configured: f64) {
     let ratio = bits / configured;
-    println!("{what}: {ratio:.3}");
     assert!((0.9..=1.05).contains(&ratio), "{what}: {ratio:.3} of the rate");
 }
 

@@ -71,13 +71,12 @@ fn segments_count_with_their_headers_and_no_packet_goes_beyond_a_budget() {
 fn cost_of_a_limit() {
     let best = |limits: Option<Limits>| {
         with_device(|ifindex| {
-            let (probe, frame) = match limits {
-                Some(limits) => limited(limits),
-                None => {
-                    let mut probe = probe();
-                    install(&mut probe, &policies::one_permit()).expect("a world in the maps");
-                    (probe, Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes())
-                }
+            let (probe, frame) = if let Some(limits) = limits {
+                limited(limits)
+            } else {
+                let mut probe = probe();
+                install(&mut probe, &policies::one_permit()).expect("a world in the maps");
+                (probe, Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes())
             };
             let run = |_| probe.run(Hook::Egress, &frame, ifindex, 20_000).expect("a run").per_run;
             (0..20).map(run).min().expect("runs")
