@@ -60,4 +60,40 @@ impl Reached {
         self.missing.insert(0, why);
         Self { level: None, text: "none".to_owned(), missing: self.missing }
     }
+
+    /// The promise holds but for this.
+    #[must_use]
+    pub fn minus(mut self, exception: &str, why: String) -> Self {
+        self.except(exception);
+        self.missing.push(why);
+        self
+    }
+
+    /// The promise holds but for what another excepts.
+    #[must_use]
+    pub(crate) fn minus_those_of(mut self, other: &Self) -> Self {
+        other.text.split(", minus ").skip(1).for_each(|exception| self.except(exception));
+        self
+    }
+
+    fn except(&mut self, exception: &str) {
+        if self.level.is_some() && !self.text.split(", minus ").any(|known| known == exception) {
+            self.text = format!("{}, minus {exception}", self.text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exceptions_add_up_once_each_and_a_void_promise_has_none() {
+        let full = |level: Option<Level>, text: &str| Reached { level, text: text.to_owned(), missing: vec![] };
+        let first = full(Some(Level::L2), "L2").minus("a", "why".to_owned());
+        assert_eq!((first.text.as_str(), first.missing.len()), ("L2, minus a", 1));
+        let second = full(Some(Level::L1), "L1, minus b").minus_those_of(&first).minus_those_of(&first);
+        assert_eq!(second.text, "L1, minus b, minus a");
+        assert_eq!(full(None, "none").minus_those_of(&first).text, "none");
+    }
 }

@@ -8,6 +8,7 @@ pub mod compile;
 pub mod datapath;
 pub mod dns;
 pub mod level;
+mod mountinfo;
 pub mod observe;
 pub mod policy;
 pub mod run;

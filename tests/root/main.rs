@@ -29,6 +29,7 @@ mod foreign;
 mod headers;
 mod job;
 mod lab;
+mod levels;
 mod library;
 mod names;
 mod net;

@@ -5,12 +5,13 @@
 mod cgroups;
 mod confinement;
 mod endings;
+mod namespaces;
 mod seccomp;
 mod signals;
 
 use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
-    run::{Child, Command, Exit, Identity, KeptCaps, KeptFds, Limits, Signals, spawn},
+    run::{Child, Command, Exit, Identity, KeptCaps, KeptFds, Limits, Shares, Signals, spawn},
 };
 use lab::until;
 use std::{
@@ -70,6 +71,8 @@ fn command(uid: u32, argv: &[&str]) -> Command {
         keep_fds: KeptFds::default(),
         netns: None,
         cwd: Some("/".into()),
+        shares: Shares::default(),
+        hidden: vec![],
     }
 }
 

@@ -4,6 +4,7 @@
 //! mount of a part, and the source column is free text. Only the file system type tells.
 
 use super::{CgroupError, io};
+use crate::mountinfo;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use std::{
     ffi::OsString,
@@ -35,8 +36,7 @@ impl CgroupMount {
 
     /// Every mount of the tree that this process's mount namespace lists, in the order of mounting.
     pub fn all() -> Result<Vec<Self>, CgroupError> {
-        let path = Path::new("/proc/self/mountinfo");
-        Ok(parse(&fs::read(path).map_err(io(path, "read"))?))
+        Ok(of_tree(mountinfo::mounts().map_err(io(Path::new(mountinfo::TABLE), "read"))?))
     }
 
     /// Directory on which the tree is mounted.
@@ -102,46 +102,14 @@ fn parse_membership(membership: &[u8]) -> Option<PathBuf> {
     Some(OsString::from_vec(path.to_vec()).into())
 }
 
-/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG…] - TYPE SOURCE SUPER_OPTIONS` (Documentation/filesystems/proc.rst 3.5).
-fn parse(mountinfo: &[u8]) -> Vec<CgroupMount> {
+/// Those of the v2 tree. The later of two mounts on one directory hides the earlier.
+fn of_tree(table: Vec<mountinfo::Mount>) -> Vec<CgroupMount> {
     let mut mounts: Vec<CgroupMount> = Vec::new();
-    for line in mountinfo.split(|&byte| byte == b'\n') {
-        let Some(mount) = parse_line(line) else { continue };
-        // The later of two mounts on one directory hides the earlier.
+    for mount in table.into_iter().filter(|mount| mount.kind == b"cgroup2") {
         mounts.retain(|earlier| earlier.point != mount.point);
-        mounts.push(mount);
+        mounts.push(CgroupMount { point: mount.point, root: mount.root, writable: !mount.read_only });
     }
     mounts
-}
-
-fn parse_line(line: &[u8]) -> Option<CgroupMount> {
-    let mut fields = line.split(|&byte| byte == b' ');
-    let (root, point, options) = (fields.nth(3)?, fields.next()?, fields.next()?);
-    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
-    let (kind, _source, super_options) = (after.next()?, after.next()?, after.next().unwrap_or_default());
-    let read_only = |options: &[u8]| options.split(|&byte| byte == b',').any(|option| option == b"ro");
-    (kind == b"cgroup2").then(|| CgroupMount {
-        point: unescape(point),
-        root: unescape(root),
-        writable: !read_only(options) && !read_only(super_options),
-    })
-}
-
-/// Space, tab, newline, backslash and `#` stand in mountinfo as a backslash and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        rest = tail;
-        match (first, tail) {
-            (b'\\', [high @ b'0'..=b'3', middle @ b'0'..=b'7', low @ b'0'..=b'7', after @ ..]) => {
-                bytes.push((high - b'0') << 6 | (middle - b'0') << 3 | (low - b'0'));
-                rest = after;
-            }
-            _ => bytes.push(first),
-        }
-    }
-    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -153,6 +121,10 @@ mod tests {
 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 master:2 - cgroup2 any\\040thing rw,nsdelegate
 ";
+
+    fn parse(table: &[u8]) -> Vec<CgroupMount> {
+        of_tree(mountinfo::parse(table))
+    }
 
     fn mount(point: &str, root: &str, writable: bool) -> CgroupMount {
         CgroupMount { point: point.into(), root: root.into(), writable }
@@ -171,14 +143,6 @@ mod tests {
     fn a_source_or_path_that_says_cgroup2_is_not_the_type() {
         assert!(parse(b"5 1 0:2 / /cgroup2 rw - tmpfs cgroup2 rw\n").is_empty());
         assert!(parse(b"5 1 0:2 / /x rw cgroup2:1\n\nshort\n").is_empty());
-    }
-
-    #[test]
-    fn points_are_unescaped_and_need_not_be_utf8() {
-        let parsed = parse(b"5 1 0:2 /a\\134b /mnt/with\\040space\\011\xff\\9 ro - cgroup2 none rw\n");
-        assert_eq!(parsed[0].point(), Path::new(&OsString::from_vec(b"/mnt/with space\t\xff\\9".to_vec())));
-        assert_eq!(parsed[0].root(), Path::new("/a\\b"));
-        assert!(!parsed[0].writable());
     }
 
     #[test]

@@ -7,10 +7,10 @@ use egress_agent::{
     observe::{Summary, hosts::Hosts},
     policy::Policy,
     run::{
-        Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Signals, Variable,
+        Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Shares, Signals, Variable,
         environment, identity, level, parse_variable, spawn,
     },
-    sandbox::{Directories, Level, Released, Sandbox},
+    sandbox::{self, Directories, Level, Reached, Released, Sandbox},
 };
 use std::{
     ffi::OsString,
@@ -40,6 +40,8 @@ struct Plan {
     netns: Option<PathBuf>,
     wait_proxy: Option<Duration>,
     limits: Limits,
+    shares: Shares,
+    require: Option<Level>,
     report: Option<File>,
 }
 
@@ -91,6 +93,8 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
         policy,
         env: environment(std::env::vars_os(), &identity, &added),
         identity,
+        shares: flags.shares(),
+        require: flags.require,
         cap_names: flags.keep_cap,
         raw_sockets: keeps.names().iter().any(|name| name == RAW_SOCKETS),
         fds,
@@ -113,6 +117,9 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     if let Some(netns) = plan.netns {
         builder = builder.netns(netns);
     }
+    if let Some(level) = plan.require {
+        builder = builder.require(level);
+    }
     let mut sandbox = builder.attach()?;
     let denials = collect(&sandbox);
     if let Some(limit) = plan.wait_proxy {
@@ -124,8 +131,11 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
     let mut gids = plan.identity.groups.clone();
     gids.push(plan.identity.gid);
     let delegated = cgroup.delegated_to(plan.identity.uid, &gids)?;
-    let footing = Footing { identity: &plan.identity, caps: keep_caps, delegated: delegated.as_ref() };
-    sandbox.judge(level(reached, footing))?;
+    let footing =
+        Footing { identity: &plan.identity, caps: keep_caps, delegated: delegated.as_ref(), shares: plan.shares };
+    let reached = level(reached, footing);
+    refuse_below(plan.require, &reached)?;
+    sandbox.judge(reached)?;
     term::say(&super::status::level_line(&sandbox.level()));
     let command = Command {
         argv: plan.argv,
@@ -135,11 +145,24 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         keep_fds: plan.fds,
         netns: sandbox.netns()?,
         cwd: None,
+        shares: plan.shares,
+        hidden: vec![directories.pin.clone(), directories.state.clone()],
     };
     plan.signals.check_before_start()?;
     let exit = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
     tell(denials, plan.report);
     Ok(exit.code())
+}
+
+/// What CMD is given can be less than what its sandbox could promise.
+fn refuse_below(wanted: Option<Level>, reached: &Reached) -> Result<()> {
+    match wanted {
+        Some(wanted) if reached.level < Some(wanted) => {
+            let (reached, missing) = (reached.text.clone(), reached.missing.join("; "));
+            Err(sandbox::Error::Require { wanted, reached, missing }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// From CMD's start to the end of enforcement. Once CMD has run, its exit code is what counts; what goes wrong afterwards is said.

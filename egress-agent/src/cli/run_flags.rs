@@ -2,6 +2,7 @@
 
 use super::{exit::Refused, policy_flags::PolicyFlags};
 use clap::{Args, ValueEnum};
+use egress_agent::{run::Shares, sandbox::Level};
 use std::{ffi::OsString, os::fd::RawFd, path::PathBuf, time::Duration};
 
 /// Start a command in a new sandbox and exit with its code
@@ -57,16 +58,12 @@ pub(super) struct RunFlags {
     /// Write what was denied as JSON, e.g. --summary denied.json
     #[arg(long, value_name = "FILE", env = "EGRESSD_SUMMARY", hide_env_values = true)]
     pub(super) summary: Option<PathBuf>,
-    /// Share the host's processes or mounts with the command
-    #[arg(
-        long,
-        value_name = "WHAT",
-        env = "EGRESSD_SHARE",
-        hide_env_values = true,
-        value_delimiter = '\n',
-        hide = true
-    )]
+    /// Share the host's processes (pid), or its mounts and processes (mounts), with the command: the level says what that costs
+    #[arg(long, value_name = "WHAT", env = "EGRESSD_SHARE", hide_env_values = true, value_delimiter = '\n')]
     share: Vec<Share>,
+    /// Refuse to start the command if less than this level can be promised, e.g. --require L1
+    #[arg(long, value_name = "LEVEL", env = "EGRESSD_REQUIRE", hide_env_values = true)]
+    pub(super) require: Option<Level>,
     /// Probe from inside the sandbox before the command starts
     #[arg(long, env = "EGRESSD_VERIFY", hide_env_values = true, hide = true, value_parser = clap::builder::BoolishValueParser::new())]
     verify: bool,
@@ -82,16 +79,14 @@ enum Share {
 impl RunFlags {
     /// Flags of the contract that this build cannot honour are errors, never ignored.
     pub(super) fn refuse_later(&self) -> Result<(), Refused> {
-        let refused = |flag: &str, fix| Err(Refused::NotInThisBuild { flag: flag.to_owned(), fix });
-        match (self.share.first(), self.verify) {
-            (Some(Share::Pid), _) => {
-                refused("--share pid", "leave it out: this build makes no process namespace of its own")
-            }
-            (Some(Share::Mounts), _) => {
-                refused("--share mounts", "leave it out: this build makes no mount namespace of its own")
-            }
-            (None, true) => refused("--verify", "leave it out"),
-            (None, false) => Ok(()),
+        if self.verify {
+            return Err(Refused::NotInThisBuild { flag: "--verify".to_owned(), fix: "leave it out" });
         }
+        Ok(())
+    }
+
+    /// What is given up.
+    pub(super) fn shares(&self) -> Shares {
+        Shares { pids: self.share.contains(&Share::Pid), mounts: self.share.contains(&Share::Mounts) }
     }
 }

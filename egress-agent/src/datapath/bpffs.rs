@@ -6,6 +6,7 @@ use super::{
     own_path::{O_DIR, OwnDir, PRIVATE, PathError, open_own_dir},
     state_dir::StateLock,
 };
+use crate::mountinfo;
 use nix::{
     dir::{Dir, Type},
     errno::Errno,
@@ -31,7 +32,6 @@ use std::{
 const SOURCE: &str = "egressd";
 /// Mount source of one whose directory egressd made, and which goes with it.
 const SOURCE_WITH_DIR: &str = "egressd-dir";
-const MOUNTS: &str = "/proc/thread-self/mountinfo";
 /// The first mount namespace's inode where it is fixed (6.18, `include/uapi/linux/nsfs.h`); other namespaces' are larger. It
 /// answers where a security module hides PID 1.
 const MNT_NS_INIT_INO: u64 = 0xefff_fff8;
@@ -66,7 +66,7 @@ pub enum PinError {
         path: PathBuf,
     },
     /// The mount table cannot be read.
-    #[error("cannot read {MOUNTS}: mount /proc")]
+    #[error("cannot read {}: mount /proc", mountinfo::TABLE)]
     Mounts(#[source] io::Error),
     /// Our mount namespace cannot be compared with PID 1's.
     #[error("cannot compare {path} with PID 1's: this needs root and a mounted /proc")]
@@ -186,8 +186,7 @@ impl PinRoot {
         let path = self.dir.path.clone();
         // The kernel itself puts files with a dot there, which nobody else can (`bpf_lookup` in kernel/bpf/inode.c).
         let empty = self.entries()?.iter().all(|(name, _)| name.as_bytes().contains(&b'.'));
-        let table = fs::read(MOUNTS).map_err(PinError::Mounts)?;
-        let source = mounted_on(&table, &path).unwrap_or_default();
+        let source = mounted_on(mountinfo::mounts().map_err(PinError::Mounts)?, &path).unwrap_or_default();
         if !empty || ![SOURCE, SOURCE_WITH_DIR].map(str::as_bytes).contains(&source.as_slice()) {
             return Ok(false);
         }
@@ -245,34 +244,10 @@ fn remove_if_made(dir: &OwnDir) {
     }
 }
 
-/// Source of the bpffs that was mounted last on `path`, from the text of a mountinfo file (proc_pid_mountinfo(5)).
-fn mounted_on(table: &[u8], path: &Path) -> Option<Vec<u8>> {
-    let mut last = None;
-    for line in table.split(|byte| *byte == b'\n') {
-        let mut fields = line.split(|byte| *byte == b' ');
-        if fields.nth(4).map(unescape).as_deref() != Some(path.as_os_str().as_bytes()) {
-            continue;
-        }
-        // Optional fields end with a single dash; type and source follow.
-        let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
-        last = behind.next().filter(|kind| *kind == b"bpf").and_then(|_| behind.next()).map(unescape);
-    }
-    last
-}
-
-/// Undoes the octal escapes (`\040`) of a mount table.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let (mut plain, mut rest) = (Vec::with_capacity(field.len()), field);
-    while let Some((byte, behind)) = rest.split_first() {
-        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..]) = (byte, behind) {
-            plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-            rest = behind;
-        } else {
-            plain.push(*byte);
-            rest = behind;
-        }
-    }
-    plain
+/// Source of the bpffs that was mounted last on `path`.
+fn mounted_on(table: Vec<mountinfo::Mount>, path: &Path) -> Option<Vec<u8>> {
+    let last = table.into_iter().rfind(|mount| mount.point == path);
+    last.filter(|mount| mount.kind == b"bpf").map(|mount| mount.source)
 }
 
 fn entry(action: &'static str, path: &Path, source: Errno) -> PinError {
@@ -310,7 +285,6 @@ fn remove_tree(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     const TABLE: &[u8] = b"25 23 0:6 / /dev rw,nosuid - devtmpfs devtmpfs rw
 44 23 0:33 / /run/egressd/bpf rw,nosuid shared:7 - bpf egressd-dir rw,mode=700
@@ -323,20 +297,14 @@ mod tests {
 
     #[test]
     fn the_mount_on_top_says_whose_it_is() {
-        let source = |path: &str| mounted_on(TABLE, Path::new(path)).map(|source| String::from_utf8(source).unwrap());
+        let source = |path: &str| {
+            mounted_on(mountinfo::parse(TABLE), Path::new(path)).map(|source| String::from_utf8(source).unwrap())
+        };
         assert_eq!(source("/run/egressd/bpf").as_deref(), Some(SOURCE_WITH_DIR));
         assert_eq!(source("/run/my pins").as_deref(), Some(SOURCE));
         assert_eq!(source("/sys/fs/bpf").as_deref(), Some("bpf"));
         for other in ["/dev", "/run/egressd", "/run/over", "/", ""] {
             assert_eq!(source(other), None, "{other}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_break_the_reader(table: Vec<u8>) {
-            prop_assert!(unescape(&table).len() <= table.len());
-            prop_assert_eq!(mounted_on(&table, Path::new("/run/egressd/bpf")), None);
         }
     }
 }

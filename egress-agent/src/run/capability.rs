@@ -70,6 +70,11 @@ impl KeptCaps {
         self.0 & Capability::CAP_NET_RAW.bitmask() != 0
     }
 
+    /// True where CMD may configure networks.
+    pub(super) fn net_admin(self) -> bool {
+        self.0 & Capability::CAP_NET_ADMIN.bitmask() != 0
+    }
+
     /// Refuses what this process could not hand on.
     pub(super) fn check_held(self) -> Result<(), RunError> {
         if self.is_empty() {

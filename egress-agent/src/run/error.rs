@@ -161,8 +161,14 @@ pub enum Step {
     Clone,
     /// Moving into the cgroup, where it could not be born there.
     Cgroup,
+    /// A pid namespace, and its first process.
+    Pids,
     /// Entering the network namespace.
     Netns,
+    /// A mount namespace, and its covers.
+    Mounts,
+    /// A session keyring.
+    Keyring,
     /// Closing descriptors.
     Descriptors,
     /// Emptying the bounding set.
@@ -192,10 +198,13 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 19] = [
         Self::Clone,
         Self::Cgroup,
+        Self::Pids,
         Self::Netns,
+        Self::Mounts,
+        Self::Keyring,
         Self::Descriptors,
         Self::Bounding,
         Self::Securebits,
@@ -220,6 +229,11 @@ impl Step {
         match self {
             Self::Clone => "make a process in the cgroup",
             Self::Cgroup => "enter the cgroup",
+            Self::Pids => "make a pid namespace (needs CAP_SYS_ADMIN: run as root, or give it up by --share pid)",
+            Self::Mounts => {
+                "make a mount namespace and cover in it what leads out (needs CAP_SYS_ADMIN: run as root, or give it up by --share mounts)"
+            }
+            Self::Keyring => "make a session keyring (a system call filter around egressd may refuse keyctl)",
             Self::Netns => "enter the network namespace (--netns; needs CAP_SYS_ADMIN)",
             Self::Descriptors => "close inherited descriptors",
             Self::Bounding => "empty the bounding set of capabilities (needs CAP_SETPCAP; run as root)",

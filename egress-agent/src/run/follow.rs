@@ -2,7 +2,9 @@
 
 use super::{
     RunError,
+    child::{Born, Init},
     signals::{Arrival, Signals, must_forward},
+    terminal::Foreground,
 };
 use crate::cgroup::{Cgroup, poll_until};
 use nix::{
@@ -13,7 +15,7 @@ use nix::{
 };
 use std::{
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
@@ -59,9 +61,11 @@ impl Exit {
 /// A started command. Dropped before its end was seen, it ends the whole cgroup.
 #[derive(Debug)]
 pub struct Child<'cgroup> {
-    pid: Pid,
-    pidfd: OwnedFd,
+    command: Born,
+    /// Ends, and is reaped, after CMD.
+    init: Option<Init>,
     cgroup: &'cgroup Cgroup,
+    foreground: Foreground,
     stopped: bool,
     exit: Option<Exit>,
 }
@@ -76,13 +80,13 @@ struct Clock {
 }
 
 impl<'cgroup> Child<'cgroup> {
-    pub(super) fn new(pid: Pid, pidfd: OwnedFd, cgroup: &'cgroup Cgroup) -> Self {
-        Self { pid, pidfd, cgroup, stopped: false, exit: None }
+    pub(super) fn new(command: Born, init: Option<Init>, cgroup: &'cgroup Cgroup, foreground: Foreground) -> Self {
+        Self { command, init, cgroup, foreground, stopped: false, exit: None }
     }
 
     /// Process id of CMD.
     pub fn pid(&self) -> u32 {
-        self.pid.as_raw().cast_unsigned()
+        self.command.pid.as_raw().cast_unsigned()
     }
 
     /// Follows CMD to its end: forwards signals, keeps time, and stops and continues with it under a shell's job control.
@@ -97,8 +101,10 @@ impl<'cgroup> Child<'cgroup> {
                 return Ok(if clock.timed_out { Exit::TimedOut } else { exit });
             }
             self.keep_time(&mut clock, limits)?;
-            let mut fds =
-                [PollFd::new(signals.fd(), PollFlags::POLLIN), PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [
+                PollFd::new(signals.fd(), PollFlags::POLLIN),
+                PollFd::new(self.command.pidfd.as_fd(), PollFlags::POLLIN),
+            ];
             match poll(&mut fds, clock.next_deadline().map_or(PollTimeout::NONE, poll_until)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(RunError::syscall("poll")(errno)),
@@ -120,14 +126,21 @@ impl<'cgroup> Child<'cgroup> {
 
     fn end_cgroup(&mut self) -> Result<(), RunError> {
         self.cgroup.kill()?;
+        // Process 1 ends only when CMD, which has another parent, is reaped.
+        if self.exit.is_none() {
+            self.command.ends_within(END_LIMIT).map_err(RunError::syscall("poll"))?;
+            self.reap()?;
+        }
         self.cgroup.wait_unpopulated(END_LIMIT)?;
-        self.reap()
+        drop(self.init.take());
+        self.foreground.take_back();
+        Ok(())
     }
 
     /// Takes up every change of state that the kernel has to tell.
     fn reap(&mut self) -> Result<(), RunError> {
         while self.exit.is_none() {
-            match status_of(self.pid).map_err(RunError::syscall("waitpid"))? {
+            match status_of(self.command.pid).map_err(RunError::syscall("waitpid"))? {
                 None => break,
                 Some(Status::Exited(code)) => self.exit = Some(Exit::Code(code)),
                 Some(Status::Killed(signal)) => self.exit = Some(Exit::Signal(signal)),
@@ -152,7 +165,7 @@ impl<'cgroup> Child<'cgroup> {
         if arrival.signal == Signal::SIGCONT && !self.stopped {
             return Ok(());
         }
-        if self.exit.is_some() || !must_forward(arrival, session_leader, |sender| self.cgroup.holds(sender)) {
+        if self.exit.is_some() || !must_forward(arrival, session_leader, |sender| self.is_of_sandbox(sender)) {
             return Ok(());
         }
         self.send(arrival.signal)?;
@@ -160,6 +173,22 @@ impl<'cgroup> Child<'cgroup> {
             clock.kill_at = limits.kill_after.map(|limit| Instant::now() + limit);
         }
         Ok(())
+    }
+
+    /// True where a process with this number, as it came with a signal, is in the sandbox.
+    ///
+    /// It is the number in the sender's own namespace (`prepare_kill_siginfo` in kernel/signal.c), so a process of the sandbox can
+    /// have that of one outside. The one outside is meant then, if it is a program and not the kernel's: a doubled signal is
+    /// better than a lost one.
+    fn is_of_sandbox(&self, sender: u32) -> bool {
+        if self.init.is_none() {
+            return self.cgroup.holds(sender);
+        }
+        let is_inside = |pid| inner_number(pid) == Some(sender);
+        // Process 1 sends nothing.
+        sender > 1
+            && self.cgroup.procs().is_ok_and(|pids| pids.into_iter().any(is_inside))
+            && (self.cgroup.holds(sender) || !is_program(sender))
     }
 
     fn keep_time(&self, clock: &mut Clock, limits: Limits) -> Result<(), RunError> {
@@ -185,7 +214,7 @@ impl<'cgroup> Child<'cgroup> {
 
     /// CMD is not reaped yet, so its number is still its own.
     fn send(&self, signal: Signal) -> Result<(), RunError> {
-        kill(self.pid, signal).map_err(RunError::syscall("kill"))
+        kill(self.command.pid, signal).map_err(RunError::syscall("kill"))
     }
 }
 
@@ -242,6 +271,17 @@ fn status_of(pid: Pid) -> nix::Result<Option<Status>> {
             Status::Continued
         }
     }))
+}
+
+/// The process's number in its own pid namespace.
+fn inner_number(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_ascii_whitespace().last()?.parse().ok()
+}
+
+/// False for threads of the kernel, which have the low numbers on most hosts, and for processes that are gone.
+fn is_program(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
 }
 
 /// Stops this process, so that the shell sees the job as stopped once CMD is. Without a shell that does job control nobody

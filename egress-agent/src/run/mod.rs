@@ -6,7 +6,7 @@
 //! 2. [`KeptFds::check`], before egressd opens anything;
 //! 3. [`identity()`], [`KeptCaps::parse`], [`environment()`];
 //! 4. [`Cgroup::create_child`](crate::cgroup::Cgroup::create_child), then attach the policy to it: closed from here on;
-//! 5. [`Signals::check_before_start`], then [`spawn()`];
+//! 5. [`Signals::check_before_start`], then [`spawn()`]: CMD in a pid namespace and a mount namespace of its own;
 //! 6. [`Child::wait`], then [`Child::end`]: nobody is left in the cgroup;
 //! 7. detach, then [`Cgroup::remove`](crate::cgroup::Cgroup::remove).
 //!
@@ -21,9 +21,12 @@ mod error;
 mod follow;
 mod identity;
 mod level;
+mod masks;
 mod seccomp;
+mod shares;
 mod signals;
 mod spawn;
+mod terminal;
 
 pub use capability::KeptCaps;
 pub use descriptors::KeptFds;
@@ -32,5 +35,6 @@ pub use error::{FdKind, RunError, Step};
 pub use follow::{Child, END_LIMIT, Exit, KILL_AFTER, Limits};
 pub use identity::{Account, Accounts, Caller, HostAccounts, Identity, IdentityError, identity};
 pub use level::{Footing, Missing, level};
+pub use shares::Shares;
 pub use signals::Signals;
 pub use spawn::{Command, spawn};

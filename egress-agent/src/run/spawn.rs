@@ -1,14 +1,16 @@
 //! What is to be run, and its start.
 
 use super::{
-    Child, RunError,
+    Child, RunError, Shares,
     capability::KeptCaps,
-    child::{Plan, StringArray, start},
+    child::{Plan, Started, StringArray, start},
     descriptors::KeptFds,
     environment::Variable,
     error::Step,
     identity::Identity,
+    masks,
     seccomp::Filter,
+    terminal::Foreground,
 };
 use crate::cgroup::Cgroup;
 use nix::unistd::{Gid, getgroups};
@@ -18,7 +20,9 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 /// Where commands are looked for when the environment has no PATH.
@@ -41,31 +45,41 @@ pub struct Command {
     pub netns: Option<OwnedFd>,
     /// Working directory; `None` = the caller's.
     pub cwd: Option<PathBuf>,
+    /// What it does not have of its own.
+    pub shares: Shares,
+    /// Directories that its mount namespace does not show: egressd's own.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// Starts CMD inside the cgroup: it is born there, so every socket it ever makes belongs to the sandbox. Returns once
 /// CMD is executed.
 ///
-/// It stays in the caller's process group and session, so the terminal and its job control go on working. It is not tied to the
-/// life of the caller (PR_SET_PDEATHSIG): that signal ends CMD but none of its descendants, is sent when the *thread* that
-/// made it ends, and is void after a change of user. If the caller is killed, CMD goes on under enforcement, which is
-/// pinned in the kernel and needs nobody alive.
+/// It stays in the caller's process group and session, so the terminal and its job control go on working. In a pid namespace
+/// of its own it is process 2, a child of the caller; process 1 ends with the caller, however that ends, and the kernel then kills
+/// all others. Where processes are shared, CMD goes on under enforcement, which is pinned in the kernel and needs nobody
+/// alive: PR_SET_PDEATHSIG would end CMD but none of its descendants, when the *thread* ends that made it.
 ///
 /// # Errors
 /// [`RunError::NotFound`] and [`RunError::NotExecutable`] where exec refuses; others before it. The cgroup is then
 /// as it was.
 pub fn spawn<'cgroup>(command: &Command, cgroup: &'cgroup Cgroup) -> Result<Child<'cgroup>, RunError> {
+    let foreground = Foreground::note();
+    // Whoever unshares a pid namespace has its children there for ever.
+    let started = thread::scope(|scope| scope.spawn(|| start_here(command, cgroup)).join());
+    let Started { command, init } = started.unwrap_or_else(|panic| resume_unwind(panic))?;
+    Ok(Child::new(command, init, cgroup, foreground))
+}
+
+fn start_here(command: &Command, cgroup: &Cgroup) -> Result<Started, RunError> {
     let Some(program) = command.argv.first() else { return Err(RunError::NoCommand) };
     command.keep_caps.check_held()?;
     let plan = plan(command, program)?;
     let entrance = cgroup.entrance()?;
-    let (pid, pidfd) =
-        start(plan, cgroup.fd(), entrance.as_fd()).map_err(|failure| match (failure.step, failure.errno) {
-            (Step::Exec, libc::ENOENT | libc::ENOTDIR) => RunError::NotFound(program.clone()),
-            (Step::Exec, _) => RunError::NotExecutable { command: program.clone(), source: failure.source() },
-            _ => failure.into(),
-        })?;
-    Ok(Child::new(pid, pidfd, cgroup))
+    start(plan, cgroup.fd(), entrance.as_fd()).map_err(|failure| match (failure.step, failure.errno) {
+        (Step::Exec, libc::ENOENT | libc::ENOTDIR) => RunError::NotFound(program.clone()),
+        (Step::Exec, _) => RunError::NotExecutable { command: program.clone(), source: failure.source() },
+        _ => failure.into(),
+    })
 }
 
 fn plan(command: &Command, program: &OsStr) -> Result<Plan, RunError> {
@@ -81,11 +95,17 @@ fn plan(command: &Command, program: &OsStr) -> Result<Plan, RunError> {
     let current = getgroups().map_err(RunError::syscall("getgroups"))?;
     let mut current: Vec<u32> = current.into_iter().map(Gid::as_raw).collect();
     current.sort_unstable();
+    let own_mounts = command
+        .shares
+        .own_mounts()
+        .then(|| masks::mounts(&command.identity, command.shares.own_pids(), &command.hidden, &command.env));
     Ok(Plan {
         candidates: c_strings(candidates(program, &command.env))?,
         argv: StringArray::new(c_strings(&command.argv)?),
         shell_argv: StringArray::new(c_strings(through_shell)?),
         envp: StringArray::new(c_strings(variables)?),
+        own_pids: command.shares.own_pids(),
+        mounts: own_mounts.transpose()?,
         netns: command.netns.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         keep_fds: command.keep_fds.as_slice().to_vec(),
         // Setting them needs a capability that a caller without root does not have.

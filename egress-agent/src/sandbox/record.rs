@@ -221,7 +221,7 @@ impl Record {
             Some(judged) => {
                 let news = self.level.missing.iter().filter(|line| !judged.missing.contains(line));
                 let missing = judged.missing.iter().chain(news).cloned().collect();
-                Reached { missing, ..self.level.clone() }
+                Reached { missing, ..self.level.clone() }.minus_those_of(judged)
             }
         };
         if self.own_netns && (self.adopted || self.agent().is_none()) {

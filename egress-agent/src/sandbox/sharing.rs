@@ -105,7 +105,8 @@ pub(super) fn level(directories: &Directories, record: &Record, mut level: Reach
             continue;
         }
         if level.level > Some(Level::L1) {
-            (level.level, level.text) = (Some(Level::L1), Level::L1.to_string());
+            let own = Reached { level: Some(Level::L1), text: Level::L1.to_string(), missing: level.missing };
+            level = record.judged.iter().fold(own, Reached::minus_those_of);
         }
         let why = format!(
             "for L2: a network namespace of its own: device {} passes what {} may reach too",

@@ -52,7 +52,8 @@ fn killing_run_opens_nothing() {
     let lab = Lab::new();
     let before = lab.snapshot();
     let closed = lab.token("closed");
-    let mut run = lab.egressd("run").flags("--allow ok.test").sh(SHELL).spawn();
+    // Only where processes are shared does the command outlive it.
+    let mut run = lab.egressd("run").flags("--allow ok.test --share pid").sh(SHELL).spawn();
     run.says("up", SOON);
     assert_eq!(ask(&lab, &run, &format!("curl -fsS -m3 http://ok.test/{}", lab.token("learned"))), 0);
     run.signal(Signal::SIGKILL);
@@ -72,6 +73,29 @@ fn killing_run_opens_nothing() {
     until(SOON, "CMD is gone", || fs::read_to_string(&events).unwrap().contains("populated 0"));
     lab.egressd("detach").flags(&flags).output().exits(0);
     fs::remove_dir(&orphaned).unwrap();
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+}
+
+/// In a pid namespace of its own, the command and all that it started end with whoever runs it, and the cgroup stays closed.
+#[test]
+fn killing_run_ends_its_command() {
+    let lab = Lab::new();
+    let before = lab.snapshot();
+    let token = lab.token("alive");
+    let script =
+        format!("setsid sh -c 'while :; do curl -fsS http://ok.test/{token}; done' & echo up; exec sleep 1000");
+    let mut run = lab.egressd("run").flags("--allow ok.test").sh(&script).spawn();
+    run.says("up", SOON);
+    until(SOON, "it works", || !lab.hits(&token).is_empty());
+    let cgroup = lab.caller().below().pop().expect("the cgroup of the run");
+    run.signal(Signal::SIGKILL);
+    run.wait(SOON);
+    let events = cgroup.join("cgroup.events");
+    until(SOON, "all are gone", || fs::read_to_string(&events).unwrap().contains("populated 0"));
+    let flags = format!("--cgroup {}", cgroup.display());
+    lab.egressd("status").flags(&flags).output().exits(0);
+    lab.egressd("detach").flags(&flags).output().exits(0);
+    fs::remove_dir(&cgroup).unwrap();
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
 }
 

@@ -136,11 +136,16 @@ fn a_removed_cgroup_is_empty_and_its_successor_is_left_alone() {
     assert!(successor.populated().unwrap() && successor.holds(child.pid()));
 }
 
+/// Without a first process beside it.
+fn sharing_pids(cgroup: &Cgroup) -> Child<'_> {
+    sleeper(cgroup, |command| command.shares.pids = true)
+}
+
 #[test]
 fn processes_are_listed_waited_for_and_killed_in_the_whole_subtree() {
     let fresh = Fresh::new();
     let inner = Cgroup::create_child(&fresh, "egt").unwrap();
-    let (outer_child, inner_child) = (sleeper(&fresh, |_| {}), sleeper(&inner, |_| {}));
+    let (outer_child, inner_child) = (sharing_pids(&fresh), sharing_pids(&inner));
     let mut pids = fresh.procs().unwrap();
     pids.sort_unstable();
     let mut expected = [outer_child.pid(), inner_child.pid()];

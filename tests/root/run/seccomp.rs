@@ -58,7 +58,7 @@ fn beside_the_network<Result: Send>(body: impl FnOnce() -> Result + Send) -> Res
     })
 }
 
-fn answers(text: &str) -> BTreeMap<&str, &str> {
+pub(super) fn answers(text: &str) -> BTreeMap<&str, &str> {
     text.lines().filter_map(|line| line.split_once('=')).collect()
 }
 
@@ -121,7 +121,7 @@ test "$(curl -fsS http://127.0.0.1:$port/file)$(curl -gfsS "http://[::1]:$port/f
 git init -q -b main made; git -C made -c user.name=a -c user.email=a@b.test commit -q --allow-empty -m one
 git -C made update-server-info; git clone -q made cloned; git clone -q http://127.0.0.1:$port/made/.git fetched
 test "$(git -C fetched log --format=%s)" = one
-ip -o link show lo > links; busybox true
+ip -o link show lo > links; busybox true; ps -e -o comm= > processes; grep -q '^python3' processes
 /usr/bin/python3 -I - <<'END'
 import errno, fcntl, mmap, os, select, socket, subprocess, termios, threading
 for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
