@@ -276,6 +276,7 @@ mod tests {
                 Reason::LoopbackClosed,
                 Reason::Icmp,
                 Reason::Inbound,
+                Reason::Budget,
             ];
             assert_eq!(opens, openable.contains(&reason), "{reason:?}: {advice}");
         }
