@@ -9,6 +9,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod addr;
+pub mod bucket;
 pub mod destination;
 pub mod event;
 pub mod names;

@@ -32,6 +32,12 @@ pub mod map {
     pub const DENIALS: &str = "DENIALS";
     /// Per-CPU array: slot -> [`crate::event::Counters`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// Array: slot -> [`crate::bucket::Limits`].
+    pub const LIMITS: &str = "LIMITS";
+    /// Array: slot -> [`crate::bucket::Meters`].
+    pub const METERS: &str = "METERS";
+    /// Socket storage: the last epoch in which the socket had an answer.
+    pub const PACED: &str = "PACED";
     /// Ring buffer of [`crate::event::Record`].
     pub const EVENTS: &str = "EVENTS";
 }

@@ -65,6 +65,8 @@ pub enum Reason {
     NeighbourForm = 35,
     /// The port of a DNS listener, which no sandbox may bind.
     ListenerPort = 36,
+    /// The budget of bytes is used up.
+    Budget = 38,
 }
 
 /// How many reason numbers the counters keep room for; a power of two, so that a mask bounds any number.

@@ -76,4 +76,8 @@ pub mod flags {
     pub const INBOUND: u32 = 1 << 4;
     /// Loopback is open on some ports only, so that replies from them need their flow on record.
     pub const LOOPBACK_PORTS: u32 = 1 << 5;
+    /// What leaves has a limit or a budget. Says where to look; the limits themselves say how much.
+    pub const METERED_EGRESS: u32 = 1 << 6;
+    /// What comes in has a limit.
+    pub const METERED_INGRESS: u32 = 1 << 7;
 }

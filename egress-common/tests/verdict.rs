@@ -313,6 +313,7 @@ fn reasons_keep_their_numbers() {
         (Reason::NeighbourForm, 35),
         (Reason::ListenerPort, 36),
         (Reason::DnsBypass, 37),
+        (Reason::Budget, 38),
     ] {
         assert_eq!(reason as u8, number, "{reason:?}");
         assert_eq!(reason.allows(), number < 16, "{reason:?}");

@@ -5,11 +5,13 @@ use crate::{
     flows,
     maps::{self, DEVICES, Placed, SANDBOXES, SOURCES, Tenant, narrow, tenant_of},
     packet::admit,
+    rate::{self, Metered},
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use egress_common::{
     addr::Addr,
+    bucket::Place,
     event::Hook,
     neighbour::{self, ETHERNET_LEN},
     packet::{Flow, ethertype, is_icmp_error},
@@ -30,7 +32,7 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let Some((tenant, on)) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
     let headers = room.clear();
-    let verdict = judge_frame(tenant, packet, headers);
+    let mut verdict = judge_frame(tenant, packet, headers);
     if on.mark != 0 {
         if verdict.allows() {
             packet.set_mark(on.mark);
@@ -39,7 +41,15 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
         }
     }
     if verdict.allows() {
-        return NEXT;
+        // Of a frame on a shared device nobody knows whose it is; its sockets are metered at the cgroup.
+        if on.mark != 0 || tenant.sandbox.flags & flags::METERED_EGRESS == 0 || verdict.is(Reason::Neighbour) {
+            return NEXT;
+        }
+        match rate::meter(tenant, packet, Place::DeviceEgress) {
+            Metered::Passed => return NEXT,
+            Metered::Full => return DROP,
+            Metered::Spent => verdict = Reason::Budget.into(),
+        }
     }
     let flow = &headers.flow;
     let subject = Subject {
@@ -69,6 +79,13 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
         } else {
             // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
             let _welcome = admit(tenant, headers);
+        }
+        let metered = on.mark == 0 && tenant.sandbox.flags & flags::METERED_INGRESS != 0;
+        if metered
+            && !neighbour::is_discovery(&headers.flow)
+            && !matches!(rate::meter(tenant, packet, Place::DeviceIngress), Metered::Passed)
+        {
+            return DROP;
         }
     }
     NEXT

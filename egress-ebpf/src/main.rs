@@ -5,9 +5,11 @@
 //! |---|---|
 //! | `socket` | cgroup connect4/6, sendmsg4/6, recvmsg4/6, getpeername4/6, bind4/6, sock_create |
 //! | `packet` | cgroup_skb egress and ingress |
+//! | `rate` | sock_ops |
 //! | `device` | tc on the host side of a sandbox's device |
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(
     clippy::cast_lossless,
     clippy::cast_ptr_alignment,
@@ -18,6 +20,8 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
 mod device;
@@ -27,6 +31,8 @@ mod flows;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;
+#[cfg(target_arch = "bpf")]
+mod rate;
 #[cfg(target_arch = "bpf")]
 mod report;
 #[cfg(target_arch = "bpf")]

@@ -15,6 +15,7 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use egress_common::{
     addr::{Addr, Class},
+    bucket::{Limits, Meters},
     event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
     packet::FlowKey,
     permit::{
@@ -57,8 +58,14 @@ pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entrie
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 #[btf_map]
 pub(crate) static ORIGINS: SkStorage<Origin> = SkStorage::new();
+#[map]
+pub(crate) static LIMITS: Array<Limits> = Array::with_max_entries(2, 0);
+#[map]
+pub(crate) static METERS: Array<Meters> = Array::with_max_entries(2, 0);
 #[btf_map]
 pub(crate) static CONNECTED: SkStorage<Connected> = SkStorage::new();
+#[btf_map]
+pub(crate) static PACED: SkStorage<u64> = SkStorage::new();
 
 /// Stands in for cgroup storage under BPF_PROG_TEST_RUN, where storage is zero. All zero in production, where the
 /// verifier sees a frozen constant and drops the branch.

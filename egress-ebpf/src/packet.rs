@@ -4,11 +4,13 @@ use crate::{
     context::{Headers, Packet, Room, Socket},
     flows,
     maps::{self, CLIENTS, KernelTables, SANDBOXES, Tenant, narrow, tenant},
+    rate::{self, Metered},
     report::{self, Subject},
 };
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use egress_common::{
     addr::Addr,
+    bucket::Place,
     event::{ClientKey, Hook},
     packet::{Flow, protocol},
     permit::{Match, PermitKey, RuleRef},
@@ -20,6 +22,9 @@ use egress_common::{
 const PASS: i32 = 1;
 /// EPERM for the sender.
 const DROP: i32 = 0;
+/// Dropped as a full queue drops: TCP slows down, and no sender sees an error (`BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY` in
+/// include/linux/bpf-cgroup.h).
+const CONGESTED: i32 = 2;
 
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
@@ -44,6 +49,13 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     if !verdict.allows() {
         return refuse(tenant, verdict, Hook::Egress, &headers.flow);
     }
+    if tenant.sandbox.flags & flags::METERED_EGRESS != 0 && !Asked(headers.asked).is_on(Path::Loopback) {
+        match rate::meter(tenant, packet, Place::Egress) {
+            Metered::Passed => {}
+            Metered::Full => return CONGESTED,
+            Metered::Spent => return refuse(tenant, Reason::Budget.into(), Hook::Egress, &headers.flow),
+        }
+    }
     report::passed(tenant.slot, packet.len());
     PASS
 }
@@ -64,7 +76,11 @@ pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     let verdict = admit(tenant, headers);
-    if verdict.allows() { PASS } else { refuse(tenant, verdict, Hook::Ingress, &headers.flow) }
+    if !verdict.allows() {
+        return refuse(tenant, verdict, Hook::Ingress, &headers.flow);
+    }
+    let metered = tenant.sandbox.flags & flags::METERED_INGRESS != 0;
+    if metered && !matches!(rate::meter(tenant, packet, Place::Ingress), Metered::Passed) { DROP } else { PASS }
 }
 
 /// What can still speak for a packet that no rule names: a flow that a listed peer opened, a connection older than its

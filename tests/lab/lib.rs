@@ -25,6 +25,7 @@ mod cgroup;
 mod compiled;
 mod dns;
 mod frame;
+mod gauge;
 mod ground;
 mod inside;
 mod launch;
@@ -43,6 +44,7 @@ pub use crate::{
     capture::Capture,
     cgroup::Cgroup,
     frame::Frame,
+    gauge::Gauge,
     inside::Inside,
     launch::{Launch, binary},
     need::{need, skip, unpacked},

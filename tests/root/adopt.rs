@@ -52,7 +52,7 @@ fn after_kill_9_the_next_owner_finds_it_as_it_was() {
     assert_eq!(job.curl("198.51.100.77", &lab.token("while-nobody")), Some(7));
     let mut adopted = adopt(&lab, &name).unwrap();
     let events = adopted.events();
-    assert_eq!((adopted.name(), adopted.generation(), adopted.hooks().count()), (name.as_str(), 1, 13));
+    assert_eq!((adopted.name(), adopted.generation(), adopted.hooks().count()), (name.as_str(), 1, 14));
     goes_on(now_ns(), "and with somebody new");
     // Names are answered, by the same policy, and events flow.
     assert_eq!(job.curl("a.test", &lab.token("asked-anew")), Some(0));

@@ -37,6 +37,7 @@ mod own;
 mod parity;
 mod pins;
 mod platform;
+mod rate;
 mod readme;
 mod refusals;
 mod reload;

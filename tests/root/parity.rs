@@ -5,6 +5,7 @@
 
 mod frames;
 mod host;
+mod metering;
 mod policies;
 
 use egress_agent::datapath::{

@@ -27,7 +27,7 @@ fn keys(value: &Value) -> Vec<&str> {
 
 #[test]
 fn status_tells_what_the_kernel_has() {
-    const HOOKS: [&str; 13] = [
+    const HOOKS: [&str; 14] = [
         "bind4",
         "bind6",
         "connect4",
@@ -41,6 +41,7 @@ fn status_tells_what_the_kernel_has() {
         "sendmsg4",
         "sendmsg6",
         "sock_create",
+        "sock_ops",
     ];
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
@@ -67,7 +68,8 @@ fn status_tells_what_the_kernel_has() {
             "agent_pid",
             "hooks",
             "maps",
-            "counters"
+            "counters",
+            "bandwidth"
         ]
     );
     assert_eq!(keys(&status["counters"]), ["allowed_packets", "allowed_bytes", "denied", "events_lost"]);

@@ -1,6 +1,6 @@
 //! POLICY: files and flags that add up to one policy.
 
-use super::{exit::Refused, term};
+use super::term;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use egress_agent::policy::{Flags, Policy, PreResolve, Source};
@@ -42,8 +42,8 @@ pub(super) struct PolicyFlags {
     /// Block nothing, only report what would be denied, e.g. egressd run --observe -- make
     #[arg(long)]
     observe: bool,
-    /// Limit the sandbox's egress, e.g. --rate 10mbit
-    #[arg(long, value_name = "RATE", env = "EGRESSD_RATE", hide_env_values = true, hide = true)]
+    /// Limit what the sandbox sends, in bits per second, e.g. --rate 10mbit
+    #[arg(long, value_name = "RATE", env = "EGRESSD_RATE", hide_env_values = true)]
     rate: Option<String>,
 }
 
@@ -68,13 +68,6 @@ impl From<How> for PreResolve {
 impl PolicyFlags {
     /// Reads the files and merges everything; says what deserves a look on stderr.
     pub(super) fn load(self) -> Result<Policy> {
-        if let Some(rate) = self.rate {
-            return Err(Refused::NotInThisBuild {
-                flag: format!("--rate {rate}"),
-                fix: "leave it out and limit the sandbox's bandwidth elsewhere",
-            }
-            .into());
-        }
         let files = self.policy.iter().map(Source::read).collect::<Result<Vec<_>, _>>()?;
         let flags = Source::Flags(Flags {
             allow: self.allow,
@@ -84,6 +77,7 @@ impl PolicyFlags {
             dns: self.dns,
             observe: self.observe,
             pre_resolve: self.pre_resolve.map(PreResolve::from),
+            rate: self.rate,
         });
         let policy = Policy::merge(files.into_iter().chain([flags]))?;
         for warning in &policy.warnings {

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use egress_agent::{
         observe::counters::Totals,
-        sandbox::{HookStatus, Level, MapUse},
+        sandbox::{BandwidthStatus, HookStatus, How, Level, LimitStatus, MapUse},
     };
 
     fn status() -> sandbox::Status {
@@ -120,6 +120,19 @@ mod tests {
             hooks: vec![HookStatus { hook: "connect4".into(), attached: true }],
             maps: vec![MapUse { map: "PERMITS".into(), entries: 3, capacity: 65536 }],
             counters: Totals { allowed_packets: 10, allowed_bytes: 900, ..Totals::default() },
+            bandwidth: Some(BandwidthStatus {
+                egress: Some(LimitStatus {
+                    rate: 10_000_000,
+                    how: How::Paced,
+                    bytes: 900,
+                    dropped_packets: 1,
+                    dropped_bytes: 1500,
+                    debt_ms: 3,
+                }),
+                ingress: None,
+                budget: Some(1000),
+                spent: 900,
+            }),
         }
     }
 
@@ -132,7 +145,9 @@ mod tests {
                 r#""device":null,"in_force":true,"generation":2,"level":{"level":"L1","text":"L1","missing":["for L2: a network namespace"]},"#,
                 r#""agent_pid":77,"hooks":[{"hook":"connect4","attached":true}],"#,
                 r#""maps":[{"map":"PERMITS","entries":3,"capacity":65536}],"#,
-                r#""counters":{"allowed_packets":10,"allowed_bytes":900,"denied":{},"events_lost":0}}]}"#,
+                r#""counters":{"allowed_packets":10,"allowed_bytes":900,"denied":{},"events_lost":0},"#,
+                r#""bandwidth":{"egress":{"rate":10000000,"how":"paced","bytes":900,"dropped_packets":1,"dropped_bytes":1500,"debt_ms":3},"#,
+                r#""ingress":null,"budget":1000,"spent":900}}]}"#,
             )
         );
         assert_eq!(to_json(&[]).unwrap(), r#"{"schema":1,"sandboxes":[]}"#);

@@ -137,6 +137,7 @@ pub fn compile(
         listener_port: facts.listener_port,
         loopback: refer(loopback),
         own: refer(own),
+        limits: policy.bandwidth.limits(policy.mode),
     };
     Ok(Image {
         slot,
@@ -154,6 +155,7 @@ fn routed(facts: &Facts) -> BTreeSet<Addr> {
 }
 
 fn sandbox_flags(policy: &Policy, facts: &Facts) -> u32 {
+    let limits = policy.bandwidth.limits(policy.mode);
     [
         (policy.mode == Mode::Observe, flags::OBSERVE),
         (policy.allow.icmp == Icmp::Echo, flags::ICMP_ECHO),
@@ -161,6 +163,8 @@ fn sandbox_flags(policy: &Policy, facts: &Facts) -> u32 {
         (facts.raw_sockets, flags::RAW_SOCKETS),
         (!policy.allow.inbound.is_empty(), flags::INBOUND),
         (matches!(policy.allow.loopback, Local::Ports(_)), flags::LOOPBACK_PORTS),
+        (!limits.egress.is_none() || limits.budget > 0, flags::METERED_EGRESS),
+        (!limits.ingress.is_none(), flags::METERED_INGRESS),
     ]
     .into_iter()
     .fold(0, |all, (on, flag)| if on { all | flag } else { all })

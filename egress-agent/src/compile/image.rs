@@ -3,6 +3,7 @@
 use super::{explain::RuleText, prefix::Prefix};
 use egress_common::{
     addr::Addr,
+    bucket::Limits,
     permit::{GRANTS, Grant, Network, Permit, Rule, RuleRef},
     sandbox::Sandbox,
 };
@@ -43,6 +44,8 @@ pub struct Settings {
     pub loopback: RuleRef,
     /// What the sandbox's own addresses offer.
     pub own: RuleRef,
+    /// How fast, and how much; the entry of the table of limits.
+    pub limits: Limits,
 }
 
 impl Settings {

@@ -103,7 +103,7 @@ pub(crate) struct CgroupHook {
 }
 
 /// All of them, the boundary first: from the first link on, the cgroup is closed.
-pub(crate) const CGROUP_HOOKS: [CgroupHook; 13] = [
+pub(crate) const CGROUP_HOOKS: [CgroupHook; 14] = [
     CgroupHook { name: "egress", attach_type: 1 },
     CgroupHook { name: "ingress", attach_type: 0 },
     CgroupHook { name: "sock_create", attach_type: 2 },
@@ -117,6 +117,7 @@ pub(crate) const CGROUP_HOOKS: [CgroupHook; 13] = [
     CgroupHook { name: "getpeername6", attach_type: 30 },
     CgroupHook { name: "bind4", attach_type: 8 },
     CgroupHook { name: "bind6", attach_type: 9 },
+    CgroupHook { name: "sock_ops", attach_type: 3 },
 ];
 
 /// A hook in place. Dropping it closes our descriptor; the pin keeps the hook.
@@ -173,6 +174,10 @@ fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Re
             Ok(program.take_link(id)?.try_into()?)
         }
         Some(Program::CgroupSock(program)) => {
+            let id = program.attach(cgroup, mode)?;
+            Ok(program.take_link(id)?.try_into()?)
+        }
+        Some(Program::SockOps(program)) => {
             let id = program.attach(cgroup, mode)?;
             Ok(program.take_link(id)?.try_into()?)
         }

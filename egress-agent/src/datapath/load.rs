@@ -150,6 +150,8 @@ impl Programs {
             // Slot 0 is nobody's.
             .map_max_entries(names::map::SANDBOXES, sandboxes + 1)
             .map_max_entries(names::map::COUNTERS, sandboxes + 1)
+            .map_max_entries(names::map::LIMITS, sandboxes + 1)
+            .map_max_entries(names::map::METERS, sandboxes + 1)
             .map_max_entries(names::map::RULES, sandboxes * capacity.rules)
             .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
             .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
@@ -238,6 +240,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }

@@ -15,11 +15,14 @@ mod own_path;
 mod pair;
 #[doc(hidden)]
 pub mod probe;
+pub(crate) mod rate;
 pub(crate) mod records;
+pub(crate) mod shape;
 pub mod sock_diag;
 pub mod sockets;
 mod sockopt;
 pub mod state_dir;
+mod table_error;
 pub(crate) mod tables;
 pub(crate) mod tc;
 mod watch;

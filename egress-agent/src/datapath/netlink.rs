@@ -4,8 +4,8 @@
 //! a sandbox's namespace chooses, and a strict decoder would let it break every dump with one name that is not UTF-8.
 
 use netlink_packet_core::{
-    DecodeError, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer,
+    DecodeError, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer,
 };
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::{
@@ -159,6 +159,11 @@ impl Netlink {
     /// Asks for one object, or for one change.
     pub(super) fn call(&mut self, request: Request<'_>) -> Result<Vec<Reply>, NetlinkError> {
         self.ask(request, NLM_F_ACK).map(|(replies, _)| replies)
+    }
+
+    /// Asks for something new; EEXIST where there is one.
+    pub(super) fn create(&mut self, request: Request<'_>) -> Result<Vec<Reply>, NetlinkError> {
+        self.ask(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(|(replies, _)| replies)
     }
 
     fn ask(&mut self, request: Request<'_>, flags: u16) -> Result<(Vec<Reply>, bool), NetlinkError> {

@@ -5,7 +5,9 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{CgroupSkb, ProgramError, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions},
 };
+use bytemuck::Zeroable as _;
 use egress_common::{
+    bucket::{Limits, Meters},
     event::Counters,
     names::map,
     packet::FlowKey,
@@ -71,6 +73,8 @@ pub struct Probe {
     sources: HashMap<MapData, PermitKey, u32>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     counters: PerCpuArray<MapData, Counters>,
+    limits: Array<MapData, Limits>,
+    meters: Array<MapData, Meters>,
 }
 
 impl Probe {
@@ -90,6 +94,8 @@ impl Probe {
             sources: programs.map(map::SOURCES)?,
             flows: programs.map(map::FLOWS)?,
             counters: programs.map(map::COUNTERS)?,
+            limits: programs.map(map::LIMITS)?,
+            meters: programs.map(map::METERS)?,
             programs,
         })
     }
@@ -150,12 +156,37 @@ impl Probe {
         Ok(self.flows.get(key, 0)?)
     }
 
+    /// Writes the limits of [`SLOT`], and forgets what was metered.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<(), ProbeError> {
+        self.meters.set(SLOT, &Meters::zeroed(), 0)?;
+        Ok(self.limits.set(SLOT, &limits, 0)?)
+    }
+
+    /// What was metered.
+    pub fn meters(&self) -> Result<Meters, ProbeError> {
+        Ok(self.meters.get(&SLOT, 0)?)
+    }
+
     /// Runs a program on an Ethernet frame, as if on the device of the caller's network namespace that has this `ifindex`.
-    pub fn run(&mut self, hook: Hook, frame: &[u8], ifindex: u32, repeat: u32) -> Result<Outcome, ProbeError> {
+    pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, repeat: u32) -> Result<Outcome, ProbeError> {
+        self.run_segmented(hook, frame, ifindex, repeat, (0, 0))
+    }
+
+    /// [`Probe::run`] on a GSO packet of so many segments of such a size.
+    pub fn run_segmented(
+        &self,
+        hook: Hook,
+        frame: &[u8],
+        ifindex: u32,
+        repeat: u32,
+        (segments, size): (u32, u32),
+    ) -> Result<Outcome, ProbeError> {
         let before = self.denied()?;
-        // struct __sk_buff (linux/bpf.h) up to tstamp; ifindex is its eleventh word.
+        // struct __sk_buff (linux/bpf.h): ifindex, gso_segs, gso_size.
         let mut context = [0_u8; 192];
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        context[164..168].copy_from_slice(&segments.to_ne_bytes());
+        context[176..180].copy_from_slice(&size.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: None,

@@ -2,7 +2,12 @@
 
 #![expect(deprecated, reason = "CGROUP_STORAGE is chosen over its successor: see ARCHITECTURE.md, Identity")]
 
-use super::load::{Capacity, LoadError, Programs};
+pub(crate) use super::table_error::TableError;
+use super::{
+    load::{Capacity, LoadError, Programs},
+    rate::Rates,
+    table_error::{absent, failed, gone},
+};
 use aya::maps::{
     Array, CgroupStorage, HashMap, IterableMap as _, LpmTrie, MapData, MapError, MapInfo, PerCpuArray,
     cgroup_storage::CgroupStorageKey, lpm_trie::Key,
@@ -23,33 +28,6 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// A map could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} an entry of the BPF map {map}; `egressd status` shows how full it is")]
-pub struct TableError {
-    /// Name of the map.
-    pub map: &'static str,
-    /// read, write or remove.
-    pub action: &'static str,
-    /// Why.
-    #[source]
-    pub source: Box<MapError>,
-}
-
-impl TableError {
-    /// The kernel's error number, where it gave one.
-    pub fn errno(&self) -> Option<i32> {
-        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(current) = error {
-            if let Some(io) = current.downcast_ref::<std::io::Error>() {
-                return io.raw_os_error();
-            }
-            error = current.source();
-        }
-        None
-    }
-}
-
 /// The maps of the sandboxes that share a program set.
 pub(crate) struct Tables {
     maps: Mutex<Maps>,
@@ -57,7 +35,7 @@ pub(crate) struct Tables {
     handles: Vec<(&'static str, MapData)>,
 }
 
-struct Maps {
+pub(super) struct Maps {
     identity: CgroupStorage<MapData, Identity>,
     sandboxes: Array<MapData, Sandbox>,
     rules: Array<MapData, Rule>,
@@ -71,10 +49,11 @@ struct Maps {
     denials: HashMap<MapData, DenialKey, Denial>,
     counters: PerCpuArray<MapData, Counters>,
     flows: HashMap<MapData, FlowKey, FlowState>,
+    pub(super) rates: Rates,
 }
 
 /// Maps that are pinned with a sandbox, so that any later process can read, change and end it.
-pub(crate) const PINNED: [&str; 13] = [
+pub(crate) const PINNED: [&str; 15] = [
     map::IDENTITY,
     map::SANDBOXES,
     map::RULES,
@@ -88,6 +67,8 @@ pub(crate) const PINNED: [&str; 13] = [
     map::COUNTERS,
     map::EVENTS,
     map::FLOWS,
+    map::LIMITS,
+    map::METERS,
 ];
 
 impl Tables {
@@ -113,6 +94,7 @@ impl Tables {
             denials: programs.map(map::DENIALS)?,
             counters: programs.map(map::COUNTERS)?,
             flows: programs.map(map::FLOWS)?,
+            rates: Rates::take(programs)?,
         });
         Ok(Self { maps, handles })
     }
@@ -141,6 +123,7 @@ impl Tables {
             denials: open(pins, map::DENIALS)?,
             counters: open(pins, map::COUNTERS)?,
             flows: open(pins, map::FLOWS)?,
+            rates: Rates::open(pins)?,
         });
         Ok(Self { maps, handles: Vec::new() })
     }
@@ -151,7 +134,7 @@ impl Tables {
         Ok(MapInfo::from_pin(pin).is_ok_and(|pinned| pinned.id() == ours))
     }
 
-    fn maps(&self) -> MutexGuard<'_, Maps> {
+    pub(super) fn maps(&self) -> MutexGuard<'_, Maps> {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -250,7 +233,8 @@ impl Tables {
         for addr in self.own(slot)? {
             self.remove_own(slot, addr)?;
         }
-        self.clear_sources(slot)
+        self.clear_sources(slot)?;
+        self.clear_rates(slot)
     }
 
     pub(crate) fn set_network(&self, key: NetworkKey, prefix: u32, network: &Network) -> Result<(), TableError> {
@@ -370,7 +354,7 @@ pub(crate) fn rules_of(slot: u32, each: u32) -> Range<u32> {
     first..first + each
 }
 
-fn open<T>(pins: &Path, name: &'static str) -> Result<T, LoadError>
+pub(super) fn open<T>(pins: &Path, name: &'static str) -> Result<T, LoadError>
 where
     T: TryFrom<aya::maps::Map, Error = MapError>,
 {
@@ -379,24 +363,4 @@ where
 
 fn data(name: &'static str, pin: &Path) -> Result<MapData, LoadError> {
     MapData::from_pin(pin).map_err(|source| LoadError::Map { map: name, source: Box::new(source) })
-}
-
-fn failed(map: &'static str, action: &'static str) -> impl Fn(MapError) -> TableError {
-    move |source| TableError { map, action, source: Box::new(source) }
-}
-
-fn absent<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
-    match found {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(MapError::KeyNotFound) => Ok(()),
-        other => other,
-    }
 }

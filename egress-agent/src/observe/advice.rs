@@ -114,6 +114,7 @@ pub(super) fn advise(question: &Question<'_>) -> Advice {
         },
         Reason::DnsBypass => Advice::Never("port 53 goes to egressd's own resolver, whose servers --dns names"),
         Reason::ForeignListener => Advice::Never("it is the resolver of another sandbox"),
+        Reason::Budget => line("bandwidth", "a larger \"budget\""),
         Reason::ListenerPort => Advice::Never("the port belongs to a sandbox's resolver"),
         Reason::Protocol => Advice::Never("only TCP, UDP and ICMP have destinations that a policy can name"),
         Reason::IpOptions => Advice::Never("IPv4 options can carry a second destination"),
@@ -275,6 +276,7 @@ mod tests {
                 Reason::LoopbackClosed,
                 Reason::Icmp,
                 Reason::Inbound,
+                Reason::Budget,
             ];
             assert_eq!(opens, openable.contains(&reason), "{reason:?}: {advice}");
         }

@@ -163,6 +163,12 @@ pub struct Event {
     /// How many like this one since the last report, this one included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// IP bytes that were sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// IP bytes that may be sent in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
 }
 
 impl Event {
@@ -190,6 +196,8 @@ impl Event {
             uid: None,
             cgroup: subject.cgroup.clone(),
             count: None,
+            bytes: None,
+            budget: None,
         }
     }
 

@@ -78,6 +78,7 @@ named!(Reason:
     Inbound = "inbound",
     NeighbourForm = "neighbour_form",
     ListenerPort = "listener_port",
+    Budget = "budget",
 );
 
 named!(Hook:

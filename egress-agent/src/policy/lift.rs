@@ -1,13 +1,13 @@
 //! A file's tree -> [`Part`]: which keys there are, and what each takes.
 
 use super::{
-    Answers, Cnames, Established, Icmp, Local, Mode, PreResolve, Services,
+    Amount, Answers, Bandwidth, Cnames, Established, Icmp, Local, Mode, PreResolve, Rate, Services,
     destination::{Destination, Host},
     document::{Entry, Node, Text, Value},
     error::{PolicyError, Position},
     part::{List, Part, Written},
 };
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 const TOP: &[&str] = &["version", "name", "mode", "allow", "deny", "dns", "bandwidth", "reload"];
 const ALLOW: &[&str] = &["loopback", "self", "proxy", "gateway", "names", "addresses", "inbound", "icmp", "unix"];
@@ -19,8 +19,6 @@ const RELOAD: &[&str] = &["established"];
 
 /// Longest name of a policy: it stands in every event.
 const NAME_MAX: usize = 64;
-const DAY: Duration = Duration::from_hours(24);
-const HOUR: Duration = Duration::from_hours(1);
 
 impl Part {
     /// Reads one file.
@@ -40,13 +38,7 @@ impl Part {
                     }
                 }
                 "dns" => read.dns(&mut part, node)?,
-                "bandwidth" => {
-                    if let Some(Entry { at, key, node }) = read.table("bandwidth", BANDWIDTH, node)?.into_iter().next()
-                    {
-                        let fix = "leave the key out and limit the rate outside (tc, the runtime)";
-                        return Err(read.unsupported(at, format!("bandwidth.{key}"), &node, fix));
-                    }
-                }
+                "bandwidth" => read.bandwidth(&mut part, node)?,
                 _ => {
                     for Entry { node, .. } in read.table("reload", RELOAD, node)? {
                         part.established = Some(read.choice("reload.established", &node, ESTABLISHED)?);
@@ -71,9 +63,11 @@ const PRE_RESOLVE: Choices<PreResolve> = (
     &[("warn", PreResolve::Warn), ("require", PreResolve::Require), ("off", PreResolve::Off)],
 );
 
-/// Shortest in seconds, and the range in words.
-const PERMIT: (u64, &str) = (1, "\"1s\" to \"24h\"");
-const GRACE: (u64, &str) = (0, "\"0s\" to \"1h\"");
+/// Shortest, longest, and both in words.
+type Span = (Duration, Duration, &'static str);
+const PERMIT: Span = (Duration::from_secs(1), Duration::from_hours(24), "\"1s\" to \"24h\"");
+const GRACE: Span = (Duration::ZERO, Duration::from_hours(1), "\"0s\" to \"1h\"");
+const BURST: Span = (Bandwidth::BURST.0, Bandwidth::BURST.1, "\"200ms\" to \"1s\"");
 
 struct Read<'a> {
     text: &'a Text<'a>,
@@ -178,13 +172,13 @@ impl Read<'_> {
                 }
                 "answers" => part.answers = Some(self.answers(node)?),
                 "permit_min" => {
-                    part.permit_min = Some(self.duration("dns.permit_min", &node, PERMIT, DAY)?);
+                    part.permit_min = Some(self.duration("dns.permit_min", &node, PERMIT)?);
                 }
                 "permit_max" => {
-                    part.permit_max = Some(self.duration("dns.permit_max", &node, PERMIT, DAY)?);
+                    part.permit_max = Some(self.duration("dns.permit_max", &node, PERMIT)?);
                 }
-                "grace" => part.grace = Some(self.duration("dns.grace", &node, GRACE, HOUR)?),
-                "queries_per_second" => part.queries_per_second = Some(self.rate(&node)?),
+                "grace" => part.grace = Some(self.duration("dns.grace", &node, GRACE)?),
+                "queries_per_second" => part.queries_per_second = Some(self.queries(&node)?),
                 "svcb" => part.svcb = Some(self.choice("dns.svcb", &node, SERVICES)?),
                 "cname" => part.cname = Some(self.choice("dns.cname", &node, CNAMES)?),
                 _ => part.pre_resolve = Some(self.choice("dns.pre_resolve", &node, PRE_RESOLVE)?),
@@ -193,7 +187,35 @@ impl Read<'_> {
         Ok(())
     }
 
-    fn rate(&self, node: &Node) -> Result<Written<u32>, PolicyError> {
+    fn bandwidth(&self, part: &mut Part, node: Node) -> Result<(), PolicyError> {
+        for Entry { key, node, .. } in self.table("bandwidth", BANDWIDTH, node)? {
+            match key.as_str() {
+                "egress" => part.egress = Some(self.parsed("bandwidth.egress", &node, Rate::ALLOWED)?),
+                "ingress" => part.ingress = Some(self.parsed("bandwidth.ingress", &node, Rate::ALLOWED)?),
+                "egress_burst" => {
+                    part.egress_burst = Some(self.duration("bandwidth.egress_burst", &node, BURST)?);
+                }
+                _ => part.budget = Some(self.parsed("bandwidth.budget", &node, Amount::ALLOWED)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// A string that says all there is to say.
+    fn parsed<T: FromStr>(
+        &self,
+        key: &'static str,
+        node: &Node,
+        allowed: &'static str,
+    ) -> Result<Written<T>, PolicyError> {
+        let value = match &node.value {
+            Value::Text(text) => text.parse().ok(),
+            _ => None,
+        };
+        Ok(self.written(node, value.ok_or_else(|| self.refuse(key, node, allowed))?))
+    }
+
+    fn queries(&self, node: &Node) -> Result<Written<u32>, PolicyError> {
         let rate = match node.value {
             Value::Integer(rate @ 1..=5000) => u32::try_from(rate).ok(),
             _ => None,
@@ -206,17 +228,14 @@ impl Read<'_> {
         &self,
         key: &'static str,
         node: &Node,
-        (min_s, allowed): (u64, &'static str),
-        max: Duration,
+        (min, max, allowed): Span,
     ) -> Result<Written<Duration>, PolicyError> {
         let parsed = match &node.value {
             Value::Text(text) => humantime::parse_duration(text).ok(),
             _ => None,
         };
         match parsed {
-            Some(duration) if duration >= Duration::from_secs(min_s) && duration <= max => {
-                Ok(self.written(node, duration))
-            }
+            Some(duration) if (min..=max).contains(&duration) => Ok(self.written(node, duration)),
             _ => Err(self.refuse(key, node, allowed)),
         }
     }

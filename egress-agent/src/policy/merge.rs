@@ -1,7 +1,7 @@
 //! Parts -> [`Policy`]: allows and denies add up, single values must agree, defaults fill the rest.
 
 use super::{
-    Allow, Answers, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, Source,
+    Allow, Answers, Bandwidth, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, Rate, Source,
     destination::Destination,
     document::Text,
     error::{PolicyError, Position},
@@ -29,6 +29,7 @@ pub(super) fn merge(sources: impl IntoIterator<Item = Source>) -> Result<Policy,
     // A flag is said for this one time, so it beats what a file says.
     merged.mode = flags.mode.take().or(merged.mode);
     merged.pre_resolve = flags.pre_resolve.take().or(merged.pre_resolve);
+    merged.egress = flags.egress.take().or(merged.egress);
     merged.absorb(flags)?;
     let policy = merged.into_policy()?;
     policy.check()?;
@@ -67,6 +68,12 @@ impl Part {
         if let Some(value) = flags.pre_resolve {
             part.pre_resolve = Some(Written { value, at: Position::whole("--pre-resolve") });
         }
+        if let Some(text) = &flags.rate {
+            let at = position("--rate", text);
+            let (key, found, allowed) = ("bandwidth.egress", format!("{text:?}"), Rate::ALLOWED);
+            let value = text.parse().map_err(|_| PolicyError::Value { at: at.clone(), key, found, allowed })?;
+            part.egress = Some(Written { value, at });
+        }
         Ok(part)
     }
 
@@ -81,6 +88,10 @@ impl Part {
         agree("dns.grace", &mut self.grace, other.grace, duration)?;
         agree("dns.queries_per_second", &mut self.queries_per_second, other.queries_per_second, u32::to_string)?;
         agree("dns.svcb", &mut self.svcb, other.svcb, |value| format!("\"{}\"", value.name()))?;
+        agree("bandwidth.egress", &mut self.egress, other.egress, |rate| format!("\"{rate}\""))?;
+        agree("bandwidth.ingress", &mut self.ingress, other.ingress, |rate| format!("\"{rate}\""))?;
+        agree("bandwidth.egress_burst", &mut self.egress_burst, other.egress_burst, duration)?;
+        agree("bandwidth.budget", &mut self.budget, other.budget, |amount| format!("\"{amount}\""))?;
         agree("dns.cname", &mut self.cname, other.cname, |value| format!("\"{}\"", value.name()))?;
         agree("dns.pre_resolve", &mut self.pre_resolve, other.pre_resolve, |value| format!("\"{}\"", value.name()))?;
         add_up("allow.loopback", &mut self.loopback, other.loopback, Local::union, Local::to_string)?;
@@ -125,6 +136,7 @@ impl Part {
                 allowed: "dns.permit_min (default \"30s\") or more",
             });
         }
+        let bandwidth = self.bandwidth()?;
         Ok(Policy {
             name: self.name.map(|written| written.value),
             mode: or_default(self.mode),
@@ -150,8 +162,29 @@ impl Part {
                 cname: or_default(self.cname),
                 svcb: or_default(self.svcb),
             },
+            bandwidth,
             established: or_default(self.established),
             warnings: self.warnings,
+        })
+    }
+}
+
+impl Part {
+    fn bandwidth(&self) -> Result<Bandwidth, PolicyError> {
+        let burst = self.egress_burst.as_ref();
+        if let (Some(burst), None) = (burst, &self.egress) {
+            return Err(PolicyError::Value {
+                at: burst.at.clone(),
+                key: "bandwidth.egress_burst",
+                found: format!("\"{}\"", humantime::format_duration(burst.value)),
+                allowed: "a burst beside bandwidth.egress or --rate, and there is neither",
+            });
+        }
+        Ok(Bandwidth {
+            egress: self.egress.as_ref().map(|written| written.value),
+            ingress: self.ingress.as_ref().map(|written| written.value),
+            egress_burst: burst.map_or(Bandwidth::BURST.0, |written| written.value),
+            budget: self.budget.as_ref().map(|written| written.value),
         })
     }
 }

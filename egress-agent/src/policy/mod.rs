@@ -1,6 +1,7 @@
 //! Policy text -> valid [`Policy`]. Pure: the only I/O is [`Source::read`]. What comes out holds everything that compile and
 //! DNS need; what cannot be enforced does not come out.
 
+mod bandwidth;
 mod check;
 mod destination;
 mod dns;
@@ -16,6 +17,7 @@ mod print;
 mod server;
 mod source;
 
+pub use bandwidth::{Amount, AmountError, Bandwidth, Rate, RateError};
 pub use destination::{Destination, DestinationError, Host};
 pub use dns::{Answers, Cnames, DnsPolicy, PreResolve, Services};
 pub use error::{Misplaced, PolicyError, Position, ServerError, Warning};
@@ -45,6 +47,8 @@ pub struct Policy {
     pub deny: Deny,
     /// How names become addresses.
     pub dns: DnsPolicy,
+    /// How fast, and how much.
+    pub bandwidth: Bandwidth,
     /// What happens to flows that a reload takes the allow from.
     pub established: Established,
     /// What deserves a look. Empty for policies that were built in code.
@@ -197,6 +201,7 @@ impl Policy {
             },
             deny: Deny::default(),
             dns: DnsPolicy::default(),
+            bandwidth: Bandwidth::default(),
             established: Established::Cut,
             warnings: Vec::new(),
         }
@@ -252,8 +257,8 @@ impl PartialEq for Policy {
     fn eq(&self, other: &Self) -> bool {
         let warnings =
             |a: &[Warning], b: &[Warning]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.says_the_same(b));
-        (&self.name, self.mode, &self.allow, &self.deny, &self.dns, self.established)
-            == (&other.name, other.mode, &other.allow, &other.deny, &other.dns, other.established)
+        (&self.name, self.mode, &self.allow, &self.deny, &self.dns, self.bandwidth, self.established)
+            == (&other.name, other.mode, &other.allow, &other.deny, &other.dns, other.bandwidth, other.established)
             && warnings(&self.warnings, &other.warnings)
     }
 }

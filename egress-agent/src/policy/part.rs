@@ -1,7 +1,7 @@
 //! One source (a file, or the flags) lifted: everything it says, each value with its place, nothing defaulted yet.
 
 use super::{
-    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, PreResolve, Server, Services,
+    AddressRule, Amount, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, PreResolve, Rate, Server, Services,
     destination::{Destination, Host},
     error::{Misplaced, PolicyError, Position, ServerError, Warning},
     ports::Ports,
@@ -40,6 +40,10 @@ pub(super) struct Part {
     pub(super) pre_resolve: Option<Written<PreResolve>>,
     pub(super) cname: Option<Written<Cnames>>,
     pub(super) svcb: Option<Written<Services>>,
+    pub(super) egress: Option<Written<Rate>>,
+    pub(super) ingress: Option<Written<Rate>>,
+    pub(super) egress_burst: Option<Written<Duration>>,
+    pub(super) budget: Option<Written<Amount>>,
     pub(super) servers: Vec<Written<Server>>,
     pub(super) names: Rules<NameRule>,
     pub(super) proxy: Rules<AddressRule>,

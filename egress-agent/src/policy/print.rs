@@ -15,6 +15,7 @@ struct File<'a> {
     allow: AllowTable<'a>,
     deny: DenyTable<'a>,
     dns: DnsTable<'a>,
+    bandwidth: BandwidthTable,
     reload: ReloadTable<'a>,
 }
 
@@ -48,6 +49,19 @@ struct DnsTable<'a> {
     pre_resolve: &'a str,
     cname: &'a str,
     svcb: &'a str,
+}
+
+/// What is not limited has no key.
+#[derive(Serialize)]
+struct BandwidthTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingress: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress_burst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -108,6 +122,12 @@ impl Policy {
                 pre_resolve: self.dns.pre_resolve.name(),
                 cname: self.dns.cname.name(),
                 svcb: self.dns.svcb.name(),
+            },
+            bandwidth: BandwidthTable {
+                egress: self.bandwidth.egress.map(|rate| rate.to_string()),
+                ingress: self.bandwidth.ingress.map(|rate| rate.to_string()),
+                egress_burst: self.bandwidth.egress.map(|_| duration(self.bandwidth.egress_burst)),
+                budget: self.bandwidth.budget.map(|amount| amount.to_string()),
             },
             reload: ReloadTable { established: self.established.name() },
         };

@@ -20,6 +20,8 @@ pub struct Flags {
     pub observe: bool,
     /// `--pre-resolve`, which beats a file's value.
     pub pre_resolve: Option<PreResolve>,
+    /// `--rate`, which beats a file's `bandwidth.egress`.
+    pub rate: Option<String>,
 }
 
 /// One of the things that a policy is merged from.

@@ -50,7 +50,11 @@ fn write(change: &Change, new: &Image, nonce: u64, tables: &Tables) -> Result<()
         }
         Change::SetPermit(addr, _) | Change::RemovePermit(addr) => rewrite(*addr, new, tables),
         Change::Restamp => restamp(new, tables),
-        Change::SetSandbox(settings) => tables.set_sandbox(new.slot, settings.sandbox(nonce)),
+        Change::SetSandbox(settings) => {
+            // First: the flags in the sandbox's value say that there are any.
+            tables.set_limits(new.slot, settings.limits)?;
+            tables.set_sandbox(new.slot, settings.sandbox(nonce))
+        }
         Change::SetOwn(addr) => tables.set_own(new.slot, *addr),
         Change::RemoveOwn(addr) => tables.remove_own(new.slot, *addr),
     }

@@ -14,6 +14,7 @@ use crate::{
     datapath::{
         device::{self, Device, DeviceError, DeviceWatch, Found, Uncovered},
         netns::Netns,
+        shape,
         state_dir::StateDir,
         tables::Tables,
         tc::{self, Held, Placed},
@@ -22,7 +23,7 @@ use crate::{
 };
 use egress_common::sandbox::Identity;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -44,6 +45,8 @@ pub(super) struct Devices {
     /// Addresses that a device may send from were there to be taken.
     has_sources: bool,
     placed: BTreeMap<u32, (String, Placed)>,
+    /// Those with a queue for what they receive.
+    shaped: BTreeSet<u32>,
     stays: bool,
 }
 
@@ -79,6 +82,7 @@ impl Devices {
             tcx,
             has_sources,
             placed: BTreeMap::new(),
+            shaped: BTreeSet::new(),
             stays: false,
         })
     }
@@ -100,6 +104,7 @@ impl Devices {
             tables: Arc::clone(tables),
             identity,
             placed: record.devices.iter().map(held).collect::<Result<_, _>>()?,
+            shaped: record.devices.iter().filter(|line| line.shaped).map(|line| line.ifindex).collect(),
             links,
             host,
             host_netns: record.host_netns,
@@ -144,6 +149,7 @@ impl Devices {
             ifindex: *ifindex,
             held: placed.held,
             made_clsact: placed.made_clsact,
+            shaped: self.shaped.contains(ifindex),
         };
         self.placed.iter().map(line).collect()
     }
@@ -196,7 +202,37 @@ impl Devices {
         self.tables.set_device(device.ifindex, place.join(self.identity, self.tcx)?)?;
         let placed = tc::attach(&mut programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
         self.placed.insert(device.ifindex, (device.name.clone(), placed));
+        drop(programs);
+        self.shape_one(device.ifindex);
         Ok(())
+    }
+
+    /// Gives each device a queue at the rate that the sandbox may receive, or takes it away; what the record says of them then.
+    pub(super) fn shape(&mut self) -> Vec<DeviceLine> {
+        self.placed.keys().copied().collect::<Vec<_>>().into_iter().for_each(|ifindex| self.shape_one(ifindex));
+        self.lines()
+    }
+
+    /// Without the queue the buckets of the kernel half limit alone.
+    fn shape_one(&mut self, ifindex: u32) {
+        let tables = &self.tables;
+        let limit = tables.limits(self.identity.slot).map_or(0, |limits| limits.ingress.bits_per_s);
+        // On a device that others share, the queue would hold up theirs.
+        let shared = tables.device(ifindex).ok().flatten().is_none_or(|on| on.mark != 0);
+        let done = self.host.enter(|| match limit {
+            0 => shape::unshape(ifindex).map(|()| false),
+            _ if shared => shape::unshape(ifindex).map(|()| false),
+            bits => shape::shape(ifindex, bits),
+        });
+        let shaped = done.map_err(Error::from).and_then(|done| Ok(done?)).unwrap_or_else(|error| {
+            tracing::warn!(%error, ifindex, "the device has no queue; what comes too fast is dropped");
+            false
+        });
+        if shaped {
+            self.shaped.insert(ifindex)
+        } else {
+            self.shaped.remove(&ifindex)
+        };
     }
 
     fn is_in_place(&self, ifindex: u32) -> Result<bool, Error> {
@@ -212,6 +248,9 @@ impl Devices {
     /// Takes off what is left on a device that was removed, or that somebody took our programs from.
     fn forget(&mut self, ifindex: u32) {
         let Some((name, placed)) = self.placed.remove(&ifindex) else { return };
+        if self.shaped.remove(&ifindex) && !self.host.enter(|| shape::unshape(ifindex)).is_ok_and(|done| done.is_ok()) {
+            tracing::warn!(device = name, "the queue of a device that went away stays");
+        }
         tc::unpin(ifindex, &self.links);
         if placed.held == Held::Clsact {
             let removed = self.host.enter(|| tc::remove_filters(ifindex, self.identity.nonce, placed.made_clsact));

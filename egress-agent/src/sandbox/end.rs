@@ -1,11 +1,18 @@
 //! The end of a sandbox, whoever brings it about. `egressd detach` is the only one that opens a populated cgroup.
 
-use super::{Directories, error::Error, record::Record, sharing::Place, undo::end_of_pins};
+use super::{
+    Directories,
+    error::Error,
+    record::{DeviceLine, Record},
+    sharing::Place,
+    undo::end_of_pins,
+};
 use crate::datapath::{
     attach::disown,
     bpffs::PinRoot,
     detach::{detach_link, pinned_links},
     netns::Netns,
+    shape,
     state_dir::StateDir,
     tables::{TableError, Tables},
     tc::{self, Held},
@@ -38,9 +45,10 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
     if sandbox.nonce != record.nonce {
         return Ok(());
     }
-    let filtered: Vec<_> = record.devices.iter().filter(|device| device.held == Held::Clsact).collect();
-    // Asked for before anything is taken off: filters are not found from everywhere.
-    let host = if filtered.is_empty() { None } else { Some(host.map_or_else(|| record.find_host_netns(), Ok)?) };
+    let on_device = |device: &&DeviceLine| device.held == Held::Clsact || device.shaped;
+    let marked: Vec<_> = record.devices.iter().filter(on_device).collect();
+    // Asked for before anything is taken off: filters and queues are not found from everywhere.
+    let host = if marked.is_empty() { None } else { Some(host.map_or_else(|| record.find_host_netns(), Ok)?) };
     // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
     // another one has its path.
     if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
@@ -60,8 +68,13 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
         tables.clear(record.slot)?;
     }
     if let Some(host) = host {
-        for device in filtered {
-            host.enter(|| tc::remove_filters(device.ifindex, record.nonce, device.made_clsact))??;
+        for device in marked {
+            if device.shaped {
+                host.enter(|| shape::unshape(device.ifindex))??;
+            }
+            if device.held == Held::Clsact {
+                host.enter(|| tc::remove_filters(device.ifindex, record.nonce, device.made_clsact))??;
+            }
         }
     }
     root.remove_owner_dir(&record.name)?;

@@ -4,8 +4,9 @@ use crate::{
     cgroup::CgroupError,
     compile::CompileError,
     datapath::{
-        attach::AttachError, bpffs::PinError, detach::DetachError, device::DeviceError, listeners::ListenError,
-        load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError, tables::TableError,
+        NetlinkError, attach::AttachError, bpffs::PinError, detach::DetachError, device::DeviceError,
+        listeners::ListenError, load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError,
+        tables::TableError,
     },
     dns::DnsError,
     level::Level,
@@ -49,6 +50,9 @@ pub enum Error {
     /// A link that cannot be taken off.
     #[error(transparent)]
     Detach(#[from] DetachError),
+    /// The queue of a device.
+    #[error("cannot make, change or remove the queue of a device; `tc qdisc show` needs to work on it")]
+    Queue(#[from] NetlinkError),
     /// A map.
     #[error(transparent)]
     Table(#[from] TableError),

@@ -230,7 +230,9 @@ impl Sandbox {
             self.plan = plan;
         }
         let rules = rule_lines(&self.scene.permits.in_force().image);
+        let devices = self.devices().shape();
         let mut record = self.record();
+        record.devices = devices;
         (record.generation, record.policy, record.rules) = (generation, text, rules);
         record.next_tag = self.ids.next_tag();
         record.write(&self.directories)?;

@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod attach;
+mod bandwidth;
 mod build;
 mod claim;
 mod cut;
@@ -31,6 +32,7 @@ mod status;
 mod undo;
 
 pub use attach::Builder;
+pub use bandwidth::{BandwidthStatus, How, LimitStatus};
 pub use build::{Build, build};
 pub use directories::Directories;
 pub use end::detach;

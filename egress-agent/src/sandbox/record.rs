@@ -76,6 +76,8 @@ pub(super) struct DeviceLine {
     pub(super) held: Held,
     /// Its clsact hooks were made for us, and go with our filters.
     pub(super) made_clsact: bool,
+    /// It has a queue for what it receives.
+    pub(super) shaped: bool,
 }
 
 /// A rule's reference and text.

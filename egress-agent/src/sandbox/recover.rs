@@ -18,6 +18,7 @@ pub(super) fn image(tables: &Tables, slot: u32) -> Result<Image, TableError> {
         listener_port: sandbox.listener_port as u16,
         loopback: sandbox.loopback,
         own: sandbox.own,
+        limits: tables.limits(slot)?,
     };
     let rules = tables.rules(slot)?.into_iter().map(|(rule, content)| (rule, (content, RuleText::unknown())));
     // A prefix has at most 128 bits.

@@ -1,6 +1,6 @@
 //! What the kernel and the DNS half report of one sandbox, as events.
 
-use super::{Directories, error::Error, permits::Permits, record::Record as Stored, seat::Set};
+use super::{Directories, bandwidth::Told, error::Error, permits::Permits, record::Record as Stored, seat::Set};
 use crate::{
     datapath::tables::{TableError, Tables},
     dns::{self, DnsEvent},
@@ -15,9 +15,10 @@ use crate::{
 };
 use egress_common::{
     destination::Protocols,
-    event::{ClientKey, Hook, Record},
+    event::{ClientKey, Counters, Hook, Record},
     permit::{Permit, PermitKey},
     sandbox::Identity,
+    verdict::Reason,
 };
 use std::{
     fs, io,
@@ -160,6 +161,7 @@ impl Reporting {
             lost,
             sink: sink.clone(),
             fold: Fold::default(),
+            told: Told::default(),
         })?;
         Ok(Self { scene, sink, reporter: Reporter { set: Arc::clone(set), nonce }, inbox })
     }
@@ -180,6 +182,7 @@ pub(super) struct Reading {
     lost: Arc<AtomicU64>,
     sink: EventSink,
     fold: Fold,
+    told: Told,
 }
 
 impl Reading {
@@ -217,6 +220,26 @@ impl Reading {
         for event in fold.due(now) {
             sink.emit(&event);
         }
+        if let Err(error) = self.note_budget(&subject) {
+            tracing::warn!(%error, "what is left of the budget is not known; it holds all the same");
+        }
+    }
+
+    fn note_budget(&mut self, subject: &Subject) -> Result<(), TableError> {
+        let in_force = self.scene.permits.in_force();
+        let (limits, mode) = (in_force.image.settings.limits, in_force.policy.mode);
+        drop(in_force);
+        if limits.budget > 0 {
+            let (tables, slot) = (&self.scene.tables, self.scene.slot);
+            let refused = || {
+                let denied = |cpu: &Counters| cpu.denied.get(Reason::Budget as usize).is_some_and(|count| *count > 0);
+                tables.counters(slot).is_ok_and(|cpus| cpus.iter().any(denied))
+            };
+            if let Some(news) = self.told.news(&limits, &tables.meters(slot)?, refused) {
+                self.sink.emit(&news.event(subject, mode == Mode::Observe));
+            }
+        }
+        Ok(())
     }
 
     /// What is due now and then. `slept`: how long the machine did since the last time.

@@ -1,11 +1,20 @@
 //! `egressd status`: the kernel's state, with names from the records.
 
-use super::{Directories, error::Error, record::Record, sharing};
+use super::{
+    Directories,
+    bandwidth::BandwidthStatus,
+    error::Error,
+    permits::now_ns,
+    record::{DeviceLine, Record},
+    sharing,
+};
 use crate::{
     datapath::{
         attach::CGROUP_HOOKS,
         bpffs::PinRoot,
         detach::pinned_links,
+        netns::Netns,
+        shape,
         state_dir::StateDir,
         tables::Tables,
         tc::{self, Held},
@@ -69,6 +78,8 @@ pub struct Status {
     pub maps: Vec<MapUse>,
     /// Totals.
     pub counters: Totals,
+    /// Limits, and what became of them; none where nothing is limited.
+    pub bandwidth: Option<BandwidthStatus>,
 }
 
 /// The sandboxes below these directories.
@@ -103,6 +114,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
     let mut maps = Vec::new();
     let mut counters = Totals::default();
     let mut owned = false;
+    let mut bandwidth = None;
     if let Some(pins) = &pins {
         let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
         owned = tables.sandbox(record.slot)?.nonce == record.nonce;
@@ -114,6 +126,8 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
             capacity: Tables::capacity(&pins.join("maps"))?.1.permits.into(),
         });
         counters = Totals::of(&tables.counters(record.slot)?);
+        let (limits, meters) = (tables.limits(record.slot)?, tables.meters(record.slot)?);
+        bandwidth = BandwidthStatus::of(&limits, &meters, now_ns(), is_shaped(&record));
     }
     // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.
     let there = std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id);
@@ -132,7 +146,17 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
         hooks,
         maps,
         counters,
+        bandwidth,
     })
+}
+
+/// True where every device has its queue. Whoever shares a device may have taken it.
+fn is_shaped(record: &Record) -> bool {
+    let shaped = |host: &Netns, line: &DeviceLine| {
+        line.shaped && host.enter(|| shape::is_shaped(line.ifindex)).is_ok_and(|found| found.unwrap_or(false))
+    };
+    !record.devices.is_empty()
+        && record.find_host_netns().is_ok_and(|host| record.devices.iter().all(|line| shaped(&host, line)))
 }
 
 /// What the kernel has attached. A program of a device counts where only egressd's own, `ours`, are asked before it.

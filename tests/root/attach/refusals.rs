@@ -100,7 +100,7 @@ fn what_is_no_cgroup_for_a_sandbox_is_refused() {
     job.attach(&format!("{flags} --ready-fd 77")).output().exits(2).says("--ready-fd 77");
     job.attach(&format!("{flags} --device nope0")).output().exits(3).says("nope0");
     job.attach("--pin --allow").output().exits(2);
-    job.attach("--pin --rate 10mbit").output().exits(2).says("--rate");
+    job.attach("--pin --rate 10mbps").output().exits(2).says("--rate");
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
     let attach = job.attached("--allow ok.test");
     assert_eq!(job.curl("ok.test", &lab.token("twin")), Some(0));

@@ -9,6 +9,7 @@ pub(crate) mod filter;
 mod generator;
 mod page;
 mod pairs;
+mod rate;
 
 use crate::{cargo, invoker, setup};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,7 +21,7 @@ pub(crate) struct Options {
     /// What to measure
     #[arg(value_enum)]
     what: What,
-    /// Paired rounds of each measurement: 31 for the filter, 9 for names
+    /// Paired rounds of each measurement: 31 for the filter, 9 for names, 3 for rates
     #[arg(long)]
     rounds: Option<usize>,
     /// Filter: permitted addresses, in rising order
@@ -43,6 +44,8 @@ enum What {
     Filter,
     /// Names, beside dnsmasq and unbound
     Dns,
+    /// Limits, beside tbf and htb
+    Rate,
 }
 
 impl Options {
@@ -60,6 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     match options.what {
         What::Filter => filter::run(options),
         What::Dns => dns::run(options),
+        What::Rate => rate::run(options),
     }
 }
 

@@ -3,46 +3,41 @@
 use std::collections::BTreeMap;
 
 /// One value per round for each row and side.
-pub(super) struct Pairs<S> {
-    values: BTreeMap<(&'static str, S), Vec<f64>>,
+pub(super) struct Pairs<S, R = &'static str> {
+    values: BTreeMap<(R, S), Vec<f64>>,
 }
 
-impl<S: Ord + Copy> Pairs<S> {
+impl<S: Ord + Copy, R: Ord + Copy> Pairs<S, R> {
     pub(super) const fn new() -> Self {
         Self { values: BTreeMap::new() }
     }
 
     /// Adds the value of a round, counted from 1. Rounds come in order.
-    pub(super) fn push(&mut self, row: &'static str, side: S, round: usize, value: f64) {
+    pub(super) fn push(&mut self, row: R, side: S, round: usize, value: f64) {
         let values = self.values.entry((row, side)).or_default();
         debug_assert_eq!(values.len() + 1, round);
         values.push(value);
     }
 
     /// Median of a side alone.
-    pub(super) fn median(&self, row: &'static str, side: S) -> Option<f64> {
+    pub(super) fn median(&self, row: R, side: S) -> Option<f64> {
         self.values.get(&(row, side)).map(|values| median(&mut values.clone()))
     }
 
     /// Median of what `combine` makes of each round's value and the same round's of another row and side.
-    pub(super) fn paired(
-        &self,
-        one: (&'static str, S),
-        other: (&'static str, S),
-        combine: fn(f64, f64) -> f64,
-    ) -> Option<f64> {
+    pub(super) fn paired(&self, one: (R, S), other: (R, S), combine: fn(f64, f64) -> f64) -> Option<f64> {
         let (one, other) = (self.values.get(&one)?, self.values.get(&other)?);
         let mut pairs: Vec<f64> = one.iter().zip(other).map(|(one, other)| combine(*one, *other)).collect();
         Some(median(&mut pairs))
     }
 
     /// Median of the rounds' quotients.
-    pub(super) fn ratio(&self, one: (&'static str, S), other: (&'static str, S)) -> Option<f64> {
+    pub(super) fn ratio(&self, one: (R, S), other: (R, S)) -> Option<f64> {
         self.paired(one, other, |one, other| one / other)
     }
 
     /// Median of the rounds' differences.
-    pub(super) fn added(&self, one: (&'static str, S), other: (&'static str, S)) -> Option<f64> {
+    pub(super) fn added(&self, one: (R, S), other: (R, S)) -> Option<f64> {
         self.paired(one, other, |one, other| one - other)
     }
 }

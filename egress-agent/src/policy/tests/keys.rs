@@ -202,8 +202,6 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[dns]\npre_resolve = \"on\"", "dns.pre_resolve: \"on\""),
         ("[dns]\nsvcb = \"all\"", "dns.svcb: \"all\", but allowed is \"none\" or \"sanitised\""),
         ("[dns]\ncname = true", "dns.cname: true, but allowed is \"flatten\" or \"keep\""),
-        ("[bandwidth]\negress = \"100mbit\"", "policy:2:1: bandwidth.egress = \"100mbit\": this build cannot enforce"),
-        ("[bandwidth]\nbudget = \"10GB\"", "bandwidth.budget"),
         ("[reload]\nestablished = \"drop\"", "reload.established: \"drop\", but allowed is \"cut\" or \"keep\""),
         (
             "[allow]\nnames = [\"a.test\", \"A.test.\"]",

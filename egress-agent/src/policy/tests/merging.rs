@@ -49,6 +49,10 @@ fn two_files_must_agree_about_single_values() {
         ("[dns]\npermit_max = \"1h\"", "[dns]\npermit_max = \"2h\""),
         ("[dns]\ngrace = \"1s\"", "[dns]\ngrace = \"2s\""),
         ("[dns]\nqueries_per_second = 1", "[dns]\nqueries_per_second = 2"),
+        ("[bandwidth]\negress = \"1mbit\"", "[bandwidth]\negress = \"2mbit\""),
+        ("[bandwidth]\ningress = \"1mbit\"", "[bandwidth]\ningress = \"2mbit\""),
+        ("[bandwidth]\nbudget = \"1MB\"", "[bandwidth]\nbudget = \"2MB\""),
+        ("[bandwidth]\negress = \"1mbit\"\negress_burst = \"200ms\"", "[bandwidth]\negress_burst = \"300ms\""),
         ("[reload]\nestablished = \"cut\"", "[reload]\nestablished = \"keep\""),
     ] {
         let message = error([file("a.toml", a), file("b.toml", b)]);
@@ -67,6 +71,7 @@ fn flags_add_to_files_by_the_same_rules() {
         dns: strings(&["198.51.100.53", "198.51.100.53"]),
         observe: true,
         pre_resolve: Some(PreResolve::Require),
+        rate: Some("10mbit".into()),
     };
     let text = "mode = \"enforce\"\n[allow]\nnames = [\"github.com\"]\n[dns]\nservers = [\"198.51.100.53\"]";
     let policy = Policy::merge([Source::Flags(flags.clone()), file("ci.toml", text)]).unwrap();

@@ -1,0 +1,212 @@
+//! How much may pass in which time. A bucket is one number, the time up to which what passed is paid for; a packet moves it
+//! by its price and passes while the bucket is not full *before* it. So a packet larger than the bucket passes into debt
+//! (a GSO packet of 64 KiB at 1 Mbit/s is half a second's worth, and would otherwise never pass), and over any window what
+//! passes is at most rate x time + burst + one packet.
+//!
+//! 200 ms is TCP's shortest retransmission timeout (`TCP_RTO_MIN` in include/net/tcp.h): with a smaller bucket, a flow that
+//! lost a window waits for longer than the bucket lasts, and reaches burst / 200 ms of its rate.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Parts of a nanosecond in which buckets count: at 100 Gbit/s a small packet's price is five nanoseconds, which whole ones
+/// would round by a fifth.
+const PARTS_BITS: u32 = 4;
+/// Bits behind the point of [`Limit::price`].
+const PRICE_BITS: u32 = 16;
+/// The most bytes that a packet is counted as: beyond the largest that the kernel makes (512 KiB, `GSO_MAX_SIZE` in
+/// include/linux/netdevice.h) with headers for each of its segments.
+pub const PACKET_MAX: u32 = 1 << 22;
+
+/// Slowest limit, in bits per second.
+pub const RATE_MIN_BITS: u64 = 8_000;
+/// Fastest limit, in bits per second.
+pub const RATE_MAX_BITS: u64 = 100_000_000_000;
+/// Shortest bucket, in nanoseconds.
+pub const BURST_MIN_NS: u64 = 200_000_000;
+/// Longest bucket, in nanoseconds.
+pub const BURST_MAX_NS: u64 = 1_000_000_000;
+
+/// A rate and how far ahead of it one may be. Zero is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Limit {
+    /// Time of one byte, rounded up; 0 = no limit.
+    pub price: u64,
+    /// Time that fits into the bucket.
+    pub depth: u64,
+    /// The rate itself; 0 = no limit.
+    pub bits_per_s: u64,
+}
+
+/// Bandwidth of one sandbox. All zero = unlimited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Limits {
+    /// What leaves it, at the cgroup and again at its device.
+    pub egress: Limit,
+    /// What comes to it.
+    pub ingress: Limit,
+    /// Bytes that may leave it in all; 0 = any number.
+    pub budget: u64,
+}
+
+/// What one bucket let pass and what not. Written by the kernel half alone, each field by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Meter {
+    /// Up to when what passed is paid for.
+    pub paid: u64,
+    /// IP bytes that passed.
+    pub bytes: u64,
+    /// Packets, as the network sees them, that did not.
+    pub dropped_packets: u64,
+    /// Their IP bytes.
+    pub dropped_bytes: u64,
+}
+
+/// The meters of one sandbox, and how many of its TCP sockets send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Meters {
+    /// By [`Place`].
+    pub at: [Meter; PLACES],
+    /// The epoch in which `current` sockets had an answer.
+    pub epoch: u64,
+    /// How many had one in this epoch.
+    pub current: u64,
+    /// And in the one before.
+    pub previous: u64,
+}
+
+crate::abi!(Limit = 24, Limits = 56, Meter = 32, Meters = 152);
+
+/// Where packets are metered. The buckets are apart, so that a packet which passes two of them counts once in each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Place {
+    /// cgroup_skb/egress: what the sandbox's sockets send.
+    Egress = 0,
+    /// The host side of its device, from the sandbox: whoever made it.
+    DeviceEgress = 1,
+    /// cgroup_skb/ingress, where there is no device.
+    Ingress = 2,
+    /// The host side of its device, to the sandbox.
+    DeviceIngress = 3,
+}
+
+/// How many [`Place`]s there are.
+pub const PLACES: usize = 4;
+
+impl Place {
+    /// The limit that holds here.
+    #[inline(always)]
+    pub const fn limit(self, limits: &Limits) -> Limit {
+        match self {
+            Self::Egress | Self::DeviceEgress => limits.egress,
+            Self::Ingress | Self::DeviceIngress => limits.ingress,
+        }
+    }
+}
+
+impl Limit {
+    /// A limit in bits per second ([`RATE_MIN_BITS`] to [`RATE_MAX_BITS`]) with a bucket of [`BURST_MIN_NS`] to
+    /// [`BURST_MAX_NS`]; values beyond are taken as the nearest.
+    pub const fn new(bits_per_s: u64, burst_ns: u64) -> Self {
+        const BYTE_AT_A_BIT: u64 = (8 * 1_000_000_000) << (PARTS_BITS + PRICE_BITS);
+        let bits_per_s = clamp(bits_per_s, RATE_MIN_BITS, RATE_MAX_BITS);
+        Self {
+            bits_per_s,
+            price: BYTE_AT_A_BIT.div_ceil(bits_per_s),
+            depth: clamp(burst_ns, BURST_MIN_NS, BURST_MAX_NS) << PARTS_BITS,
+        }
+    }
+
+    /// True where it limits nothing.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.price == 0
+    }
+
+    /// [`Meter::paid`] after a packet of so many bytes; `None` where the bucket is full. A clock that went back finds it as
+    /// full as it was.
+    #[inline(always)]
+    pub const fn pay(self, paid: u64, now_ns: u64, bytes: u32) -> Option<u64> {
+        let now = parts(now_ns);
+        if paid > now && paid - now > self.depth {
+            return None;
+        }
+        Some(if paid > now { paid } else { now } + self.cost(bytes))
+    }
+
+    /// Time of a packet. At most 2^(40+22-16) parts, so that sums with any clock of this century fit.
+    #[inline(always)]
+    pub const fn cost(self, bytes: u32) -> u64 {
+        let bytes = if bytes > PACKET_MAX { PACKET_MAX } else { bytes } as u64;
+        (bytes * self.price + ((1 << PRICE_BITS) - 1)) >> PRICE_BITS
+    }
+}
+
+/// How far what passed is ahead of the clock, in nanoseconds.
+pub const fn debt_ns(paid: u64, now_ns: u64) -> u64 {
+    paid.saturating_sub(parts(now_ns)) >> PARTS_BITS
+}
+
+#[inline(always)]
+const fn parts(now_ns: u64) -> u64 {
+    now_ns << PARTS_BITS
+}
+
+const fn clamp(value: u64, least: u64, most: u64) -> u64 {
+    if value < least {
+        least
+    } else if value > most {
+        most
+    } else {
+        value
+    }
+}
+
+/// Packets of a GSO packet as the network sees them, of the network header's length `len`: the kernel says how many, except
+/// for some that a packet socket made, of which it knows the size alone.
+#[inline(always)]
+pub const fn segments(len: u32, segments: u32, size: u32, headers: u32) -> u32 {
+    if segments > 1 || size == 0 || len <= headers {
+        return if segments > 1 { segments } else { 1 };
+    }
+    (len - headers).div_ceil(size)
+}
+
+/// IP bytes of so many packets, whose `headers` stand in `len` once.
+#[inline(always)]
+pub const fn ip_bytes(len: u32, segments: u32, headers: u32) -> u32 {
+    let more = (segments - 1) as u64 * headers as u64;
+    let bytes = len as u64 + more;
+    if bytes > PACKET_MAX as u64 { PACKET_MAX } else { bytes as u32 }
+}
+
+/// Nanoseconds of an epoch, as a shift: 134 ms, beyond the round trip of nearly every path.
+const EPOCH_BITS: u32 = 27;
+
+/// The epoch of a moment.
+#[inline(always)]
+pub const fn epoch(now_ns: u64) -> u64 {
+    now_ns >> EPOCH_BITS
+}
+
+/// What one of so many active sockets may send, in bytes of payload per second: TCP's pacing counts no headers
+/// (`tcp_update_skb_after_send` in net/ipv4/tcp_output.c). The kernel takes 32 bits, and all ones as no limit.
+#[inline(always)]
+pub const fn pace(bits_per_s: u64, sockets: u64, mss: u32, headers: u32) -> u32 {
+    let sockets = if sockets == 0 { 1 } else { sockets };
+    let mss = if mss == 0 { 536 } else { mss as u64 };
+    // At most 12.5 GB/s times a segment: 2^34 x 2^32 does not fit, so a segment is what 16 bits hold.
+    let mss = if mss > 0xffff { 0xffff } else { mss };
+    let share = bits_per_s / 8 / sockets * mss / (mss + headers as u64);
+    if share >= u32::MAX as u64 {
+        u32::MAX
+    } else if share == 0 {
+        1
+    } else {
+        share as u32
+    }
+}

@@ -1,0 +1,149 @@
+//! The bucket never gives more than it promises, whatever packets and clocks come.
+
+use egress_common::bucket::{
+    BURST_MAX_NS, BURST_MIN_NS, Limit, PACKET_MAX, RATE_MAX_BITS, RATE_MIN_BITS, debt_ns, ip_bytes, pace, segments,
+};
+use proptest::prelude::*;
+
+const MS: u64 = 1_000_000;
+const YEAR_NS: u64 = 365 * 24 * 3600 * 1000 * MS;
+
+fn rate() -> impl Strategy<Value = u64> {
+    // Even over the orders of magnitude.
+    (RATE_MIN_BITS.ilog2()..=RATE_MAX_BITS.ilog2())
+        .prop_flat_map(|bits| (1 << bits)..=(2_u64 << bits))
+        .prop_map(|rate| rate.clamp(RATE_MIN_BITS, RATE_MAX_BITS))
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u64, u32)>> {
+    let pause = prop_oneof![Just(0), 0..MS, 0..300 * MS, 0..YEAR_NS];
+    let bytes = prop_oneof![Just(0), 28_u32..1500, 1500_u32..70_000, Just(PACKET_MAX), Just(u32::MAX)];
+    prop::collection::vec((pause, bytes), 1..200)
+}
+
+proptest! {
+    #[test]
+    fn no_window_holds_more_than_rate_burst_and_one_packet(
+        bits in rate(),
+        burst in BURST_MIN_NS..=BURST_MAX_NS,
+        start in 0..10 * YEAR_NS,
+        steps in steps(),
+    ) {
+        let limit = Limit::new(bits, burst);
+        let (mut now, mut paid) = (start, 0);
+        let mut passed: Vec<(u64, u64)> = Vec::new();
+        for (pause, bytes) in steps {
+            now += pause;
+            if let Some(next) = limit.pay(paid, now, bytes) {
+                prop_assert!(next >= paid);
+                paid = next;
+                passed.push((now, u64::from(bytes.min(PACKET_MAX))));
+            }
+        }
+        for (from, (begun, _)) in passed.iter().enumerate() {
+            let mut sum = 0;
+            for (ended, bytes) in &passed[from..] {
+                // The packet that goes into debt is the window's last.
+                let may = u128::from(ended - begun + burst) * u128::from(bits) / 8_000_000_000;
+                prop_assert!(sum <= may, "{sum} bytes before the last packet in {} ns, {may} may pass", ended - begun);
+                sum += u128::from(*bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_sender_without_pause_gets_its_rate(bits in rate(), bytes in 64_u32..70_000) {
+        const PACKETS: u64 = 1000;
+        let limit = Limit::new(bits, BURST_MIN_NS);
+        let (mut now, mut paid) = (YEAR_NS, 0);
+        while let Some(next) = limit.pay(paid, now, PACKET_MAX) {
+            paid = next;
+        }
+        let mut passed = Vec::new();
+        while passed.len() as u64 <= PACKETS {
+            // As soon as it may.
+            now = now.max(now + debt_ns(paid, now) - BURST_MIN_NS);
+            match limit.pay(paid, now, bytes) {
+                Some(next) => { paid = next; passed.push(now); }
+                None => now += 1,
+            }
+        }
+        let took = u128::from(now - passed[0]);
+        let ideal = u128::from(PACKETS * u64::from(bytes)) * 8_000_000_000 / u128::from(bits);
+        // Prices are rounded up: 64 bytes at 100 Gbit/s by a part in a thousand.
+        prop_assert!(took <= ideal + ideal / 500 + 2, "{took} ns for what is due in {ideal}");
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_gives_nothing(
+        bits in rate(),
+        now in YEAR_NS..2 * YEAR_NS,
+        back in 0..YEAR_NS,
+        bytes in 1_u32..70_000,
+    ) {
+        let limit = Limit::new(bits, BURST_MIN_NS);
+        let paid = limit.pay(0, now, bytes).unwrap();
+        if let Some(next) = limit.pay(paid, now - back, bytes) {
+            prop_assert_eq!(next, paid + limit.cost(bytes));
+        }
+    }
+
+    #[test]
+    fn a_packet_passes_an_idle_bucket_whatever_its_size(bits in rate(), now in YEAR_NS..10 * YEAR_NS, bytes: u32) {
+        let limit = Limit::new(bits, BURST_MIN_NS);
+        prop_assert!(limit.pay(0, now, bytes).is_some());
+        // And one that was idle for a year.
+        prop_assert!(limit.pay(now - YEAR_NS, now, bytes).is_some());
+    }
+
+    #[test]
+    fn segments_cover_what_they_are_of(len in 60_u32..1 << 19, size in 1_u32..9000, headers in 28_u32..100) {
+        let count = segments(len, 0, size, headers);
+        prop_assert!(count >= 1);
+        prop_assert!(len <= headers || count * size >= len - headers);
+        prop_assert!(ip_bytes(len, count, headers) >= len);
+        prop_assert_eq!(segments(len, 17, size, headers), 17);
+    }
+
+    #[test]
+    fn sockets_share_no_more_than_there_is(bits in rate(), sockets in 1_u64..10_000, mss in 1_u32..=u32::MAX) {
+        let bytes = bits / 8;
+        let each = u64::from(pace(bits, sockets, mss, 52));
+        prop_assert!(each >= 1);
+        prop_assert!(each == 1 || each * sockets <= bytes);
+    }
+}
+
+#[test]
+fn ip_bytes_are_those_of_the_wire() {
+    // 10 segments of 1448 behind 52 bytes of headers each.
+    let len = 52 + 10 * 1448;
+    assert_eq!(segments(len, 10, 1448, 52), 10);
+    assert_eq!(segments(len, 0, 1448, 52), 10);
+    assert_eq!(ip_bytes(len, 10, 52), 15_000);
+    assert_eq!(segments(1500, 0, 0, 52), 1);
+    assert_eq!(ip_bytes(1500, 1, 52), 1500);
+    // BIG TCP: longer than any length field of IP.
+    assert_eq!(ip_bytes(400_052, 277, 52), 400_052 + 276 * 52);
+    assert_eq!(ip_bytes(u32::MAX, u32::MAX, 60), PACKET_MAX);
+}
+
+#[test]
+fn a_packet_larger_than_the_bucket_passes_into_debt() {
+    // 200 ms at 1 Mbit/s are 25 000 bytes.
+    let limit = Limit::new(1_000_000, BURST_MIN_NS);
+    let paid = limit.pay(0, YEAR_NS, 65_536).unwrap();
+    assert_eq!(debt_ns(paid, YEAR_NS) / MS, 524);
+    assert_eq!(limit.pay(paid, YEAR_NS + 324 * MS, 1500), None);
+    assert!(limit.pay(paid, YEAR_NS + 325 * MS, 1500).is_some());
+    assert_eq!(debt_ns(paid, YEAR_NS + 1000 * MS), 0);
+}
+
+#[test]
+fn a_pace_leaves_room_for_headers() {
+    assert_eq!(pace(10_000_000, 1, 1448, 52), 1_206_666);
+    assert_eq!(pace(10_000_000, 10, 1448, 52), 120_666);
+    assert_eq!(pace(10_000_000, 0, 0, 52), 1_139_455);
+    assert_eq!(pace(100_000_000_000, 1, 1448, 52), u32::MAX);
+    assert_eq!(pace(8, 1000, 1448, 52), 1);
+}

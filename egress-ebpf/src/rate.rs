@@ -1,0 +1,212 @@
+//! How fast, and how much in all: buckets behind the verdict, and TCP that paces itself below them.
+//!
+//! Nobody without a limit gets here: a flag in the sandbox's own value says so before any map is asked.
+
+use crate::{
+    atomic::{add, exchange_if, fetch_add},
+    context::{Conversation, Packet},
+    maps::{LIMITS, METERS, Tenant, narrow, tenant},
+};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_ktime_get_ns, macros::sock_ops, programs::SockOpsContext};
+use egress_common::{
+    bucket::{Limit, Limits, Meter, Meters, PLACES, Place, epoch, ip_bytes, pace, segments},
+    neighbour::ETHERNET_LEN,
+    packet::{Bytes as _, ethertype, protocol},
+};
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Metered {
+    Passed = 0,
+    /// Too fast.
+    Full = 1,
+    /// The budget is used up.
+    Spent = 2,
+}
+
+/// Counts a packet, and says whether it may pass.
+#[inline(always)]
+pub(crate) fn meter(tenant: Tenant, packet: Packet, place: Place) -> Metered {
+    match meter_at(packet.skb(), tenant.slot.into(), place as u64) {
+        0 => Metered::Passed,
+        1 => Metered::Full,
+        _ => Metered::Spent,
+    }
+}
+
+/// A global BPF function, so that it is verified apart from its callers, and once for all of them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn meter_at(skb: *mut __sk_buff, slot: u64, place: u64) -> u64 {
+    let packet = Packet::from(skb);
+    // A slot without limits is a sandbox whose policy is being changed.
+    let (Some(limits), Some(meters)) = (LIMITS.get(narrow(slot)), METERS.get_ptr_mut(narrow(slot))) else {
+        return Metered::Full as u64;
+    };
+    let (limit, at, budget) = match place {
+        0 => (limits.egress, Place::Egress, limits.budget),
+        1 => (limits.egress, Place::DeviceEgress, limits.budget),
+        2 => (limits.ingress, Place::Ingress, 0),
+        _ => (limits.ingress, Place::DeviceIngress, 0),
+    };
+    const { assert!(PLACES == 4) };
+    // SAFETY: within a value of the map, alive for the program run.
+    let meter = unsafe { (&raw mut (*meters).at).cast::<Meter>().add(at as usize) };
+    let (bytes, packets) = size(packet, at);
+    // SAFETY: a live meter.
+    let metered = unsafe { take(meter, limit, budget, bytes) };
+    if metered == Metered::Full {
+        // SAFETY: as above.
+        unsafe {
+            add(&raw mut (*meter).dropped_packets, packets.into());
+            add(&raw mut (*meter).dropped_bytes, bytes.into());
+        }
+    }
+    metered as u64
+}
+
+/// Takes a packet off the budget and pays for it. What one CPU takes, none takes again: the bucket changes by compare and
+/// exchange, and the budget by an addition that is taken back where it went too far.
+///
+/// # Safety
+/// `meter` is a live meter.
+#[inline(always)]
+unsafe fn take(meter: *mut Meter, limit: Limit, budget: u64, bytes: u32) -> Metered {
+    let bytes64 = u64::from(bytes);
+    // SAFETY: the caller's promise.
+    let before = unsafe { fetch_add(&raw mut (*meter).bytes, bytes64) };
+    let refused = if budget != 0 && before + bytes64 > budget {
+        Metered::Spent
+    // SAFETY: as above.
+    } else if !limit.is_none() && !unsafe { pay(&raw mut (*meter).paid, limit, bytes) } {
+        Metered::Full
+    } else {
+        return Metered::Passed;
+    };
+    // SAFETY: as above.
+    unsafe { add(&raw mut (*meter).bytes, bytes64.wrapping_neg()) };
+    refused
+}
+
+/// False where the bucket is full.
+///
+/// # Safety
+/// `paid` is a live word of a map.
+#[inline(always)]
+unsafe fn pay(paid: *mut u64, limit: Limit, bytes: u32) -> bool {
+    // SAFETY: takes nothing and touches nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut tries = 0;
+    while tries < 4 {
+        tries += 1;
+        // SAFETY: the caller's promise; volatile, because other CPUs write it.
+        let old = unsafe { paid.read_volatile() };
+        let Some(new) = limit.pay(old, now, bytes) else { return false };
+        // SAFETY: as above.
+        if unsafe { exchange_if(paid, old, new) } == old {
+            return true;
+        }
+    }
+    // Others paid four times while we tried, so the time is theirs already: what is due is added to it.
+    // SAFETY: as above.
+    unsafe { add(paid, limit.cost(bytes)) };
+    true
+}
+
+/// IP bytes and packets of the network.
+#[inline(always)]
+fn size(packet: Packet, place: Place) -> (u32, u32) {
+    let at_device = matches!(place, Place::DeviceEgress | Place::DeviceIngress);
+    let header = if at_device { ETHERNET_LEN } else { 0 };
+    let len = packet.len().saturating_sub(header);
+    let (count, size) = packet.segments();
+    if size == 0 {
+        return (len, 1);
+    }
+    let headers = headers(packet, header);
+    let count = segments(len, count, size, headers);
+    (ip_bytes(len, count, headers), count)
+}
+
+/// Length of the headers that each segment of a GSO packet repeats. The verdict has refused IPv4 options and extension
+/// headers, but for the jumbogram header of BIG TCP, which no segment has.
+#[inline(always)]
+fn headers(packet: Packet, start: u32) -> u32 {
+    const HOP_BY_HOP: u8 = 0;
+    let is_v4 = packet.ethertype() == ethertype::IPV4;
+    // Words as they lie in memory: the protocol is the second byte of one or the third of another, TCP's data offset the first.
+    let (network, word) = if is_v4 { (20, packet.words::<1>(start + 8)) } else { (40, packet.words::<1>(start + 4)) };
+    let protocol = word.map_or(0, |[word]| word.to_ne_bytes()[if is_v4 { 1 } else { 2 }]);
+    let jumbo = !is_v4 && protocol == HOP_BY_HOP;
+    if protocol != protocol::TCP && !jumbo {
+        return network + 8;
+    }
+    let at = start + network + if jumbo { 8 } else { 0 } + 12;
+    network + packet.words::<1>(at).map_or(20, |[word]| u32::from(word.to_ne_bytes()[0] >> 4) * 4)
+}
+
+// include/uapi/linux/bpf.h, BPF_SOCK_OPS_*
+const ACTIVE_ESTABLISHED: u32 = 4;
+const PASSIVE_ESTABLISHED: u32 = 5;
+const ROUND_TRIP: u32 = 12;
+const TELL_ROUND_TRIPS: i32 = 1 << 3;
+
+/// TCP that paces itself at its share of the rate meets no full bucket: nothing is lost, and nothing waits in a queue. The
+/// share is that of the sockets that had an answer lately, not of all that are open.
+#[sock_ops]
+pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
+    let conversation = Conversation::from(&ctx);
+    let op = conversation.op();
+    if (op == ACTIVE_ESTABLISHED || op == PASSIVE_ESTABLISHED || op == ROUND_TRIP)
+        && conversation.leaves()
+        && let Some(tenant) = tenant()
+        && let Some(limits) = LIMITS.get(tenant.slot)
+    {
+        adjust(tenant, limits, conversation, op);
+    }
+    1
+}
+
+#[inline(always)]
+fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) {
+    if op != ROUND_TRIP {
+        // Without a limit too: one may come later, and nothing else is called for a socket that is there.
+        conversation.tell(TELL_ROUND_TRIPS);
+    }
+    if limits.egress.is_none() {
+        if conversation.was_paced() {
+            conversation.set_pace(u32::MAX);
+        }
+        return;
+    }
+    let Some(meters) = METERS.get_ptr_mut(tenant.slot) else { return };
+    // SAFETY: a live value of the map.
+    let active = unsafe { active(meters, conversation) };
+    conversation.set_pace(pace(limits.egress.bits_per_s, active, conversation.mss(), conversation.headers()));
+}
+
+/// How many sockets had an answer in this epoch or the one before. Two CPUs that begin an epoch at once may count a socket
+/// too few, for one epoch: a share too large for 134 ms, which the bucket holds.
+///
+/// # Safety
+/// `meters` is a live value of the map.
+#[inline(always)]
+unsafe fn active(meters: *mut Meters, conversation: Conversation) -> u64 {
+    // SAFETY: takes nothing and touches nothing.
+    let now = epoch(unsafe { bpf_ktime_get_ns() });
+    // SAFETY: the caller's promise; volatile, because other CPUs write them.
+    unsafe {
+        let current = &raw mut (*meters).current;
+        let (began, previous) = (&raw mut (*meters).epoch, &raw mut (*meters).previous);
+        let known = began.read_volatile();
+        if known != now {
+            began.write_volatile(now);
+            previous.write_volatile(if known + 1 == now { current.read_volatile() } else { 0 });
+            current.write_volatile(0);
+        }
+        if conversation.is_first_of(now) {
+            add(current, 1);
+        }
+        current.read_volatile().max(previous.read_volatile())
+    }
+}

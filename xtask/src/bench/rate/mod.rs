@@ -1,0 +1,99 @@
+//! `cargo xtask bench rate`: how exactly a limit is kept, beside tbf and htb.
+
+mod plot;
+mod side;
+mod table;
+
+use super::{Options, median, page, pairs::Pairs};
+use anyhow::Result;
+use side::{Kind, Limiter, Side};
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+/// Rounds below which a median says nothing.
+const FEWEST: usize = 3;
+const PLOT: &str = "docs/rate.svg";
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Row {
+    mbit: u32,
+    kind: Kind,
+    flows: u32,
+}
+
+impl Row {
+    fn name(&self) -> String {
+        format!("{} {} x{}", self.mbit, self.kind.name(), self.flows)
+    }
+}
+
+/// Everything that was measured.
+struct Results {
+    ratios: Pairs<Limiter, Row>,
+    first: BTreeMap<Limiter, f64>,
+    /// p50 in milliseconds, and how many were lost.
+    round_trips: BTreeMap<Limiter, (f64, u32)>,
+    slices: BTreeMap<Limiter, Vec<f64>>,
+    shown_mbit: u32,
+    measured: Vec<Row>,
+}
+
+impl Results {
+    fn rows(&self) -> impl Iterator<Item = Row> {
+        self.measured.iter().copied()
+    }
+}
+
+/// True when every goal is reached.
+pub(super) fn run(options: &Options) -> Result<bool> {
+    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { FEWEST });
+    let (rates, flows): (&[u32], &[u32]) =
+        if options.quick { (&[10, 100], &[1]) } else { (&[1, 10, 100, 1000], &[1, 10]) };
+    let (time, settled) = if options.quick { (1500, 500) } else { (4000, 2000) };
+    let (time, settled) = (Duration::from_millis(time), Duration::from_millis(settled));
+    let mut results = Results {
+        ratios: Pairs::new(),
+        first: BTreeMap::new(),
+        round_trips: BTreeMap::new(),
+        slices: BTreeMap::new(),
+        shown_mbit: 100,
+        measured: Vec::new(),
+    };
+    eprintln!("bench: {} limiters, {rates:?} Mbit/s, {rounds} rounds", Limiter::ALL.len());
+    for &mbit in rates {
+        let mut sides = Limiter::ALL.map(|limiter| Side::new(limiter, mbit));
+        for kind in [Kind::Tcp, Kind::Udp] {
+            for &flows in flows {
+                let row = Row { mbit, kind, flows };
+                results.measured.push(row);
+                for round in 1..=rounds {
+                    // Whoever comes first in a round is another one each time.
+                    sides.rotate_left(1);
+                    for side in &mut sides {
+                        let run = side.run(kind, flows, time, settled);
+                        results.ratios.push(row, side.limiter, round, run.ratio);
+                        let first = results.first.entry(side.limiter).or_default();
+                        *first = first.max(run.first);
+                        if (mbit, kind, flows) == (results.shown_mbit, Kind::Tcp, 1) {
+                            results.slices.insert(side.limiter, run.slices);
+                        }
+                    }
+                }
+            }
+        }
+        if mbit == results.shown_mbit {
+            for side in &mut sides {
+                let (mut times, lost) = side.round_trips(options.count(500))?;
+                results.round_trips.insert(side.limiter, (median(&mut times), lost));
+            }
+        }
+    }
+    let (text, reached) = table::render(&results, rounds)?;
+    println!("{text}");
+    let whole = !options.quick && rounds >= FEWEST;
+    plot::write(&results, if whole { Path::new(PLOT) } else { Path::new("target/rate.svg") })?;
+    if whole {
+        page::write(&text)?;
+    }
+    Ok(reached)
+}

@@ -1,0 +1,66 @@
+//! The part of the page about rates.
+
+use super::{
+    Results,
+    page::{self, Goal, Limit, machine},
+    side::Limiter,
+};
+use std::fmt::{self, Write as _};
+
+/// The text, and whether every goal that was measured is reached.
+pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool), fmt::Error> {
+    let mut part = String::new();
+    writeln!(part, "## Rate\n\nWritten by `cargo xtask bench rate` on {}.\n", machine())?;
+    writeln!(
+        part,
+        "IP bytes that came to the sink, to those of the configured rate, behind the first two seconds; medians of {rounds} rounds. \
+         tbf has 5 ms of burst and waits up to 50 ms, htb has its defaults; both limit frames on the sender's device.\n\n\
+         ![what came over time](rate.svg)\n"
+    )?;
+    write!(part, "| Mbit/s, sockets |")?;
+    for limiter in Limiter::ALL {
+        write!(part, " {} |", limiter.name())?;
+    }
+    writeln!(part, "\n|---|{}", "---|".repeat(Limiter::ALL.len()))?;
+    for row in results.rows() {
+        write!(part, "| {} |", row.name())?;
+        for limiter in Limiter::ALL {
+            match results.ratios.median(row, limiter) {
+                Some(ratio) => write!(part, " {ratio:.3} |")?,
+                None => write!(part, " |")?,
+            }
+        }
+        writeln!(part)?;
+    }
+    let line = |part: &mut String, what: &str, value: &dyn Fn(Limiter) -> Option<String>| {
+        write!(part, "| {what} |")?;
+        for limiter in Limiter::ALL {
+            write!(part, " {} |", value(limiter).unwrap_or_default())?;
+        }
+        writeln!(part)
+    };
+    line(&mut part, "first second, less 64 KiB, worst", &|limiter| {
+        Some(format!("{:.2}", results.first.get(&limiter)?))
+    })?;
+    let p50 = |limiter| Some(format!("{:.2}", results.round_trips.get(&limiter)?.0));
+    line(&mut part, "round trip beside a flow at 100 Mbit/s, p50 ms", &p50)?;
+    let lost = |limiter| Some(results.round_trips.get(&limiter)?.1.to_string());
+    line(&mut part, "probes lost", &lost)?;
+    writeln!(part, "\n### Goals of rates")?;
+    let reached = page::goals(&mut part, &goals(results))?;
+    Ok((part, reached))
+}
+
+fn goals(results: &Results) -> Vec<Goal> {
+    let own = Limiter::Egressd;
+    let ratios: Vec<f64> = results.rows().filter_map(|row| results.ratios.median(row, own)).collect();
+    let goal = |what, limit, measured, unit| Goal { what, limit, measured, unit };
+    let round_trips = results.round_trips.get(&own);
+    vec![
+        goal("achieved, the least", Limit::AtLeast(0.95), ratios.iter().copied().reduce(f64::min), "x"),
+        goal("achieved, the most", Limit::AtMost(1.02), ratios.iter().copied().reduce(f64::max), "x"),
+        goal("first second, less 64 KiB", Limit::AtMost(1.25), results.first.get(&own).copied(), "x"),
+        goal("round trip p50 at 100 Mbit/s", Limit::AtMost(1.0), round_trips.map(|(p50, _)| *p50), "ms"),
+        goal("probes lost", Limit::AtMost(0.0), round_trips.map(|(_, lost)| f64::from(*lost)), ""),
+    ]
+}
