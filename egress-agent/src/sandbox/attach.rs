@@ -158,13 +158,13 @@ impl Builder {
         }
         let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
         cgroup.check_enforceable()?;
-        if let Some(left) = Record::left(&self.directories, cgroup.id())? {
-            return self.take_over(&left, cgroup);
-        }
         let plan = Plan::new(&self, cgroup)?;
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
-        refuse_nesting(&self.directories, cgroup)?;
+        if let Some(left) = refuse_nesting(&self.directories, cgroup)? {
+            drop(turn);
+            return self.take_over(&left, cgroup);
+        }
         let root = match PinRoot::open(&self.directories.pin, &turn) {
             Ok(root) => root,
             Err(error) => {
@@ -360,9 +360,13 @@ impl Pins {
     }
 }
 
-/// Sandboxes do not nest: an outer one's hooks would judge the inner one's redirected queries.
-fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<(), Error> {
+/// Sandboxes do not nest: an outer one's hooks would judge the inner one's redirected queries. The cgroup's own may be taken
+/// over where nobody serves it.
+fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<Option<Record>, Error> {
     for record in Record::all(directories)? {
+        if record.cgroup_id == cgroup.id() && record.is_left() {
+            return Ok(Some(record));
+        }
         let relation = if record.cgroup == cgroup.name() {
             "the cgroup of"
         } else if cgroup.name().starts_with(&record.cgroup) {
@@ -379,7 +383,7 @@ fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<(), Erro
             other: record.directory,
         });
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Pins in a mount namespace that ends with its processes would end with them.

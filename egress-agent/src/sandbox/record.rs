@@ -175,11 +175,9 @@ impl Record {
         all.into_iter().find(same).ok_or_else(|| Error::NotAttached { cgroup: asked.to_owned() })
     }
 
-    /// The sandbox of this cgroup, where nobody serves it and nobody was to leave it so.
-    pub(super) fn left(directories: &Directories, cgroup_id: u64) -> Result<Option<Self>, Error> {
-        let left =
-            |record: &Self| record.cgroup_id == cgroup_id && record.pinned_as.is_none() && record.agent().is_none();
-        Ok(Self::all(directories)?.into_iter().find(left))
+    /// True where nobody serves the sandbox and nobody was to leave it so.
+    pub(super) fn is_left(&self) -> bool {
+        self.pinned_as.is_none() && self.agent().is_none()
     }
 
     /// True once somebody detached the sandbox, also where another one is attached to its cgroup by now.
