@@ -56,9 +56,7 @@ fn usage_errors_are_125_for_run_and_2_for_the_rest() {
 #[test]
 fn what_this_build_cannot_do_is_refused_by_name() {
     for (line, codes) in [
-        ("egressd run --rate 10mbit -- true", 125),
         ("egressd run --verify -- true", 125),
-        ("egressd attach --cgroup /x --rate 10mbit", 2),
         ("egressd attach --cgroup /x --self 198.51.100.7", 2),
         ("egressd detach --device veth0", 2),
     ] {
