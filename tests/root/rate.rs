@@ -120,8 +120,9 @@ fn t38_downloads_keep_to_the_rate() {
             let said = inside.ask(&format!("{blast} {host} 5203 1.7 take 1"));
             let bits = on_the_wire(host, "tcp", taken(&said));
             let what = format!("{shape} {host} down");
-            // A flow whose packets are dropped gets most of the rate, and at most the burst more in this second.
-            let range = if how == "shaped" { 0.9..=1.05 } else { 0.6..=1.25 };
+            // A flow whose packets are dropped gets most of the rate; more by the burst, and by what its reader left waiting
+            // before this second.
+            let range = if how == "shaped" { 0.9..=1.05 } else { 0.6..=1.5 };
             let ratio = bits / (20.0 * MBIT);
             println!("{what}: {ratio:.3}");
             assert!(range.contains(&ratio), "{what}: {ratio:.3} of the rate");
