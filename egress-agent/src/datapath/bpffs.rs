@@ -83,7 +83,7 @@ pub enum PinError {
         name: String,
     },
     /// Somebody has that name.
-    #[error("{path} exists: another egressd owns it, or one left it behind (`egressd gc` removes what nobody owns)")]
+    #[error("{path} exists: another egressd owns it, or one left it behind (`egressd status` shows whose it is)")]
     OwnerExists {
         /// The owner's directory.
         path: PathBuf,

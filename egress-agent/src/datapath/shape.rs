@@ -3,7 +3,10 @@
 //!
 //! The queue belongs to the device, as a filter does. It is known by its handle.
 
-use super::netlink::{Netlink, NetlinkError, Request, attributes, put};
+use super::{
+    netlink::{Netlink, NetlinkError, Request, attributes, put},
+    tc::{TCA_KIND, TCMSG},
+};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 /// `eg`, of egressd; the kernel numbers its own from 0x8001 on.
@@ -11,13 +14,11 @@ const HANDLE: u32 = 0x6567_0000;
 
 // include/uapi/linux/pkt_sched.h, rtnetlink.h
 const TC_H_ROOT: u32 = 0xffff_ffff;
-const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u32 = 1;
-const TCMSG: usize = 20;
 
 /// Puts the queue on a device of the calling thread's network namespace, or gives the one that is there another rate. False
 /// where the device has a queue of somebody else's, or the kernel none of this kind: then the bucket alone limits.

@@ -25,9 +25,9 @@ pub(crate) const DEVICE_HOOKS: [(&str, TcAttachType); 2] =
 const PRIORITY: u16 = 1;
 
 // include/uapi/linux/pkt_sched.h, rtnetlink.h
-const TCMSG: usize = 20;
+pub(super) const TCMSG: usize = 20;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
-const TCA_KIND: u16 = 1;
+pub(super) const TCA_KIND: u16 = 1;
 
 /// By what a device's programs are held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -162,8 +162,12 @@ impl Sandbox {
 }
 
 impl Builder {
-    /// What cannot be had of it leaves it as it was: closed, with its policy, and nobody's.
+    /// What cannot be had of it leaves it closed and nobody's.
     pub(super) fn take_over(self, left: &Record, cgroup: &Cgroup) -> Result<Sandbox, Error> {
+        let has = |name: &String| left.devices.iter().any(|line| line.name == *name);
+        if self.device.as_ref().is_some_and(|name| !has(name)) {
+            return Err(Error::Adopted);
+        }
         let mut sandbox = Sandbox::adopt(&left.name, &self.directories)?;
         if let Some(path) = &self.netns
             && open_netns(path)?.cookie()? != sandbox.plan.facts.netns_cookie

@@ -26,6 +26,7 @@ fn the_next_attach_takes_over_with_its_own_policy_and_opens_nothing_on_the_way()
         // What cannot be had leaves it as it was.
         let elsewhere = lab.outer_ns().path().display().to_string();
         job.attach(&format!("--allow {EVIL} --netns {elsewhere}")).output().exits(2).says("leave --netns out");
+        job.attach(&format!("--allow {EVIL} --device eth0")).output().exits(3).says("attach it anew");
         assert_eq!(job.curl(&EVIL.to_string(), &closed), Some(7));
 
         owner = job.attached(&format!("--allow {allow}"));
