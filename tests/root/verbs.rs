@@ -69,7 +69,8 @@ fn status_tells_what_the_kernel_has() {
             "hooks",
             "maps",
             "counters",
-            "bandwidth"
+            "bandwidth",
+            "destinations"
         ]
     );
     assert_eq!(keys(&status["counters"]), ["allowed_packets", "allowed_bytes", "denied", "events_lost"]);
@@ -89,6 +90,11 @@ fn status_tells_what_the_kernel_has() {
     let (_, later) = job.status();
     let moved = |key: &str| later["counters"][key].as_u64() > status["counters"][key].as_u64();
     assert!(moved("allowed_packets") && moved("allowed_bytes"), "{later}");
+    let [to] = &later["destinations"].as_array().unwrap()[..] else { panic!("one destination: {later}") };
+    let bytes = |count: &Value| count.as_u64().unwrap();
+    assert_eq!(to["destination"], "ok.test", "{later}");
+    // The question went to egressd's own resolver.
+    assert!(bytes(&to["bytes"]) > 200 && bytes(&to["bytes"]) < bytes(&later["counters"]["allowed_bytes"]), "{later}");
     assert_eq!(later["counters"]["denied"]["not_permitted"], 1, "one connect, one denial: {later}");
     let permits = |status: &Value| status["maps"][0]["entries"].as_u64().unwrap();
     assert_eq!((permits(&status), permits(&later), &later["maps"][0]["map"]), (0, 1, &"PERMITS".into()));

@@ -10,7 +10,7 @@ use egress_agent::{
         Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Shares, Signals, Variable,
         environment, identity, level, parse_variable, spawn,
     },
-    sandbox::{self, Directories, Level, Reached, Released, Sandbox},
+    sandbox::{self, Directories, Level, Reached, Released, Sandbox, Sent},
 };
 use std::{
     ffi::OsString,
@@ -149,8 +149,8 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         hidden: vec![directories.pin.clone(), directories.state.clone()],
     };
     plan.signals.check_before_start()?;
-    let exit = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
-    tell(denials, plan.report);
+    let (exit, sent) = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
+    tell(denials, &sent, plan.report);
     Ok(exit.code())
 }
 
@@ -166,12 +166,22 @@ fn refuse_below(wanted: Option<Level>, reached: &Reached) -> Result<()> {
 }
 
 /// From CMD's start to the end of enforcement. Once CMD has run, its exit code is what counts; what goes wrong afterwards is said.
-fn follow(command: &Command, cgroup: &Cgroup, signals: &Signals, limits: Limits, sandbox: Sandbox) -> Result<Exit> {
+fn follow(
+    command: &Command,
+    cgroup: &Cgroup,
+    signals: &Signals,
+    limits: Limits,
+    sandbox: Sandbox,
+) -> Result<(Exit, Vec<Sent>)> {
     let mut child = spawn(command, cgroup)?;
     let waited = child.wait(signals, limits);
     if let Err(error) = child.end() {
         term::say(&super::exit::message(&error.into()));
     }
+    let sent = sandbox.sent().unwrap_or_else(|error| {
+        tracing::warn!(%error, "where it sent most is not known");
+        Vec::new()
+    });
     // Where somebody is left, the end must not open anything: the release leaves a populated cgroup closed.
     match sandbox.release() {
         Ok(Released::Detached) => {}
@@ -180,7 +190,7 @@ fn follow(command: &Command, cgroup: &Cgroup, signals: &Signals, limits: Limits,
         }
         Err(error) => term::say(&super::exit::message(&error.into())),
     }
-    Ok(waited?)
+    Ok((waited?, sent))
 }
 
 /// Adds up denials until the sandbox is gone.
@@ -197,8 +207,8 @@ fn collect(sandbox: &Sandbox) -> JoinHandle<Summary> {
     })
 }
 
-/// Says what was denied, on stderr and in the report.
-fn tell(denials: JoinHandle<Summary>, report: Option<File>) {
+/// Says what was denied, on stderr and in the report, which has what was sent too.
+fn tell(denials: JoinHandle<Summary>, sent: &[Sent], report: Option<File>) {
     let Ok(summary) = denials.join() else {
         term::say("the denials were not counted, because their thread failed");
         return;
@@ -208,7 +218,7 @@ fn tell(denials: JoinHandle<Summary>, report: Option<File>) {
     }
     if let Some(mut file) = report {
         let written = summary
-            .to_json_line()
+            .to_json_line(sent)
             .context("cannot make JSON")
             .and_then(|json| writeln!(file, "{json}").context("cannot write the file"));
         if let Err(error) = written {

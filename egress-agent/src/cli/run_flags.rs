@@ -55,7 +55,7 @@ pub(super) struct RunFlags {
     /// Leave the command a descriptor that is no socket, e.g. --keep-fd 3
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub(super) keep_fd: Vec<RawFd>,
-    /// Write what was denied as JSON, e.g. --summary denied.json
+    /// Write what was denied, and where most was sent, as JSON, e.g. --summary denied.json
     #[arg(long, value_name = "FILE", env = "EGRESSD_SUMMARY", hide_env_values = true)]
     pub(super) summary: Option<PathBuf>,
     /// Share the host's processes (pid), or its mounts and processes (mounts), with the command: the level says what that costs

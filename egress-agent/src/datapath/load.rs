@@ -6,7 +6,7 @@ use aya::{
     pin::PinError,
     programs::{Program, ProgramError},
 };
-use egress_common::{names, sandbox::Identity};
+use egress_common::{event::RULES_AT_ONCE, names, sandbox::Identity};
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -153,6 +153,7 @@ impl Programs {
             .map_max_entries(names::map::LIMITS, sandboxes + 1)
             .map_max_entries(names::map::METERS, sandboxes + 1)
             .map_max_entries(names::map::RULES, sandboxes * capacity.rules)
+            .map_max_entries(names::map::PASSED, (sandboxes * capacity.rules).div_ceil(RULES_AT_ONCE as u32))
             .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
             .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
             .map_max_entries(names::map::EVENTS, (sandboxes * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));

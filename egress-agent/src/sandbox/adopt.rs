@@ -4,7 +4,7 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::{Builder, rule_lines},
+    attach::Builder,
     build::ABI,
     devices::{Devices, Following},
     end::give_back_listener,
@@ -17,6 +17,7 @@ use super::{
     recover,
     reporter::{Reporting, about},
     seat::Seat,
+    sent::rule_lines,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -41,7 +42,7 @@ use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 impl Sandbox {
@@ -113,10 +114,13 @@ impl Sandbox {
         let before = recover::image(&tables, slot)?;
         let mut ids = recover::ids(&before, &record, ours);
         let image = compile(&policy, &facts, slot, &mut ids, plan.limits)?;
+        let passed = tables.passed(slot)?;
         exchange(&before, &image, &kernel)?;
+        // What its owner did not come to do any more, or what went while nobody was there.
+        record.devices = kernel.devices.lock().unwrap_or_else(PoisonError::into_inner).shape();
         before.rules.keys().filter(|rule| !image.rules.contains_key(rule)).for_each(|rule| ids.give_back(rule.index));
 
-        let rules = rule_lines(&image);
+        let rules = rule_lines(&image, &record.rules, &passed);
         let directory = Record::directory(directories, &record.name);
         let permits = Permits::new(slot, Arc::clone(&tables), policy.clone(), generation, image);
         permits.recall(permits_file::read(&directory).map_err(Error::file(&directory, "read"))?)?;

@@ -11,15 +11,16 @@ use super::{
     names::{Listening, Serving},
     permits::Permits,
     plan::{Plan, lasting},
-    record::{Record, RuleLine},
+    record::Record,
     reporter::{Reporting, about},
     seat::{Seat, Wanted},
+    sent::rule_lines,
     sharing,
     undo::{Undo, end_of_pins},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, Image, RuleIds, RuleText, compile, diff},
+    compile::{Facts, Image, RuleIds, compile, diff},
     datapath::{
         attach,
         bpffs::{self, PinRoot},
@@ -29,8 +30,9 @@ use crate::{
     observe::event::{Kind, Subject},
     policy::Policy,
 };
-use egress_common::{permit::RuleRef, sandbox::Identity};
+use egress_common::sandbox::Identity;
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -305,7 +307,7 @@ impl Builder {
             nonce: identity.nonce,
             policy: self.policy.to_toml(),
             generation: 1,
-            rules: rule_lines(&permits.in_force().image),
+            rules: rule_lines(&permits.in_force().image, &[], &BTreeMap::new()),
             devices: Vec::new(),
             host_netns: plan.host_netns,
             level: plan.level(self.privileged, &plan.found),
@@ -333,15 +335,6 @@ impl Builder {
             _ => Ok(()),
         }
     }
-}
-
-pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let line = |(reference, (_, text)): (&RuleRef, &(_, RuleText))| RuleLine {
-        index: reference.index,
-        tag: reference.tag,
-        text: text.clone(),
-    };
-    image.rules.iter().map(line).collect()
 }
 
 /// Directories of one owner's pins.

@@ -3,7 +3,7 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::{refuse_transient_mounts, rule_lines},
+    attach::refuse_transient_mounts,
     cut::{Connections, Place},
     devices::Devices,
     end::take_down,
@@ -13,6 +13,7 @@ use super::{
     record::Record,
     reporter::{DnsInbox, Reporter, Scene, about},
     seat::Seat,
+    sent::rule_lines,
     sharing,
 };
 use crate::{
@@ -99,7 +100,7 @@ pub enum Released {
 }
 
 impl Sandbox {
-    fn record(&self) -> MutexGuard<'_, Record> {
+    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,6 +197,7 @@ impl Sandbox {
         let generation = self.generation() + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
         let connections = (policy.established == Established::Cut).then(|| Connections::before(self.place()));
+        let passed = self.kernel.tables.passed(self.slot())?;
         // Nobody asks it before the policy is in force.
         let started =
             opened.map(|opened| opened.serve(&plan, &policy, generation, &self.scene, &self.inbox)).transpose()?;
@@ -229,7 +231,7 @@ impl Sandbox {
         if plan.listens {
             self.plan = plan;
         }
-        let rules = rule_lines(&self.scene.permits.in_force().image);
+        let rules = rule_lines(&self.scene.permits.in_force().image, &self.record().rules, &passed);
         let devices = self.devices().shape();
         let mut record = self.record();
         record.devices = devices;

@@ -26,6 +26,7 @@ mod reporter;
 mod ring;
 mod room;
 mod seat;
+mod sent;
 mod sharing;
 mod sleep;
 mod status;
@@ -39,6 +40,7 @@ pub use end::detach;
 pub use error::Error;
 pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
+pub use sent::Sent;
 pub use status::{HookStatus, MapUse, Status, event_files, list};
 
 pub use crate::level::{Level, Reached, UnknownLevel};

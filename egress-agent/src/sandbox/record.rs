@@ -1,7 +1,7 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{Directories, error::Error};
+use super::{Directories, error::Error, sent::Since};
 use crate::{
     compile::RuleText,
     datapath::{netns::Netns, tc::Held},
@@ -86,6 +86,9 @@ pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
     pub(super) text: RuleText,
+    /// What had passed by its index when it came.
+    #[serde(default)]
+    pub(super) since: Since,
 }
 
 impl RuleLine {
