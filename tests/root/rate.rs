@@ -2,6 +2,10 @@
 
 #![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
 
+mod mixed;
+mod outlives;
+mod whole;
+
 use crate::{
     job::Job,
     library::{attach_in_the_box, directories},
@@ -62,9 +66,14 @@ fn offloads(lab: &Lab, on: bool) {
 }
 
 /// Which congestion control sockets to this address use. As a route's: other namespaces than the first may not choose every
-/// one as their default.
-fn controlled_by(lab: &Lab, host: &str, control: &str) {
-    lab.box_ns().ip(&format!("route replace {host} dev eth0 congctl {control}"));
+/// one as their default. False, or in a strict run a failure, where the kernel has none of that name.
+fn controlled_by(lab: &Lab, host: &str, control: &str) -> bool {
+    let set = lab.box_ns().sh(&format!("ip route replace {host} dev eth0 congctl {control}"));
+    let has = set.code == Some(0);
+    if !has {
+        lab::skip(&format!("this kernel has no congestion control {control}: {set}"));
+    }
+    has
 }
 
 #[test]
@@ -74,8 +83,10 @@ fn t38_tcp_keeps_to_the_rate() {
     let [(_, boxed), _] = lab.shapes();
     let mut inside = Inside::start(boxed.flags(&format!("--rate 20mbit {ALLOW}")));
     for (host, control, flows, offloaded) in [(OK, "cubic", 1, true), (OK, "cubic", 8, false), (OK6, "bbr", 1, true)] {
+        if !controlled_by(&lab, host, control) {
+            continue;
+        }
         offloads(&lab, offloaded);
-        controlled_by(&lab, host, control);
         gauge.reset();
         inside.ask(&format!("{blast} {host} 5201 1.7 tcp {flows}")).exits(0);
         let what = format!("{host} {control} x{flows}, offloads {offloaded}");
@@ -294,29 +305,4 @@ fn who_only_observes_is_not_slowed_down() {
     let limits = limits(&lab);
     assert_eq!((limits["egress"].as_u64(), limits["budget"].as_u64()), (None, Some(100_000)), "{limits}");
     inside.end().exits(0);
-}
-
-#[test]
-fn t39_what_is_slowed_down_arrives_whole() {
-    let lab = Lab::new();
-    // Two million bytes that no two places have alike.
-    let bytes: Vec<u8> = (0_u32..500_000).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
-    fs::create_dir(lab.www_dir()).unwrap();
-    let file = lab.www_dir().join("f");
-    fs::write(&file, &bytes).unwrap();
-    let file = file.display();
-    for mtu in [1500, 1280] {
-        lab.box_ns().ip(&format!("link set eth0 mtu {mtu}"));
-        let token = lab.token(&format!("up-{mtu}"));
-        let script = format!(
-            "curl -fsS -T {file} http://{OK}:8080/up/{token} >/dev/null && curl -fsS http://{OK}:8080/www/f | sha256sum && sha256sum <{file}"
-        );
-        let limits = "[bandwidth]\negress = \"20mbit\"\ningress = \"50mbit\"";
-        let limits = lab.file("both.toml", limits);
-        let said = lab.sh(&format!("--policy {} --allow {OK}:8080", limits.display()), &script);
-        let sums: Vec<_> = said.exits(0).stdout.lines().collect();
-        assert!(sums.len() == 2 && sums[0] == sums[1], "{said}");
-        assert!(lab.expect_hits(&token, 1)[0].body() == bytes, "the upload differs");
-        assert!(said.took > Duration::from_millis(500), "16 Mbit cannot take {:?}", said.took);
-    }
 }
