@@ -15,7 +15,7 @@ use egress_agent::{
     policy::Policy,
     sandbox::Sandbox,
 };
-use lab::{Gauge, Inside, Lab, need, until};
+use lab::{Gauge, Inside, Lab, Launch, need, until};
 use serde_json::Value;
 use std::{fs, time::Duration};
 
@@ -52,7 +52,16 @@ fn holds(what: &str, bits: f64, configured: f64) {
 }
 
 fn limits(lab: &Lab) -> Value {
-    let report = lab.egressd("status").flags("--json").output();
+    limits_from(lab.egressd("status"))
+}
+
+/// From the namespace that has the devices: elsewhere nobody sees their queues.
+fn limits_beside_devices(lab: &Lab) -> Value {
+    limits_from(lab.egressd("status").inside(lab.outer_ns()))
+}
+
+fn limits_from(status: Launch<'_>) -> Value {
+    let report = status.flags("--json").output();
     let report: Value = serde_json::from_str(&report.exits(0).stdout).unwrap();
     report["sandboxes"][0]["bandwidth"].clone()
 }

@@ -1,11 +1,14 @@
 //! Many sockets, both protocols, both directions: one bucket.
 
-use super::{ALLOW, MBIT, OK, OK6, SETTLED, controlled_by, holds, limits, offloads, on_the_wire, taken};
-use lab::{Inside, Lab};
+use super::{ALLOW, MBIT, OK, OK6, SETTLED, controlled_by, holds, lately, limits, offloads, on_the_wire, open, taken};
+use crate::{job::Job, library::attach_in_the_box};
+use lab::{Inside, Lab, until};
 use std::time::Duration;
 
+const SOON: Duration = Duration::from_secs(8);
+
 #[test]
-fn t38_many_flows_keep_to_the_rate() {
+fn t38_manyflows_keep_to_the_rate() {
     let lab = Lab::without_capture();
     let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
     let [_, (_, owned)] = lab.shapes();
@@ -63,23 +66,21 @@ fn t38_both_directions_at_once() {
 
 /// A socket without a limit is told nothing of its answers; what is lost at the bucket calls for its pace.
 #[test]
-fn a_limit_that_comes_later_paces_the_flow_that_is_there() {
-    use super::open;
-    use crate::{job::Job, library::attach_in_the_box};
+fn a_limit_that_comes_later_paces_theflow_that_is_there() {
     let lab = Lab::without_capture();
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
     let mut sandbox = attach_in_the_box(&lab, &job, open(""));
-    let _flow = job.spawn(&format!("{blast} {OK} 5201 30 tcp 1"));
-    lab::until(Duration::from_secs(5), "the flow is fast", || super::lately(&gauge) > 100.0);
+    let flow = job.spawn(&format!("{blast} {OK} 5201 30 tcp 1"));
+    until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
     lab.box_ns().enter(|| sandbox.update(open("egress = \"20mbit\"")).unwrap());
-    let pace = || lab.box_ns().sh("ss -tin dst 198.51.100.10 dport = :5201").stdout;
+    let pace = || lab.box_ns().sh("ss -tin dst 198.51.100.10:5201").stdout;
     // The kernel's own word: pacing_rate CURRENT/MOST.
-    lab::until(Duration::from_secs(5), "the socket has a pace", || pace().contains("/19.") || pace().contains("/20."));
+    until(SOON, "the socket has a pace", || pace().contains("/19.") || pace().contains("/20."));
     gauge.reset();
-    let settled = || (18.0..=21.0).contains(&on_the_wire(OK, "tcp", super::lately(&gauge)));
-    lab::until(Duration::from_secs(5), "20mbit on the wire", settled);
+    let settled = || (18.0..=21.0).contains(&on_the_wire(OK, "tcp", lately(&gauge)));
+    until(SOON, "20mbit on the wire", settled);
     lab.box_ns().enter(|| sandbox.update(open("")).unwrap());
-    lab::until(Duration::from_secs(5), "the pace is gone", || !pace().contains("/19.") && !pace().contains("/20."));
-    drop(_flow);
+    until(SOON, "the pace is gone", || !pace().contains("/19.") && !pace().contains("/20."));
+    drop(flow);
     sandbox.detach().unwrap();
 }

@@ -1,6 +1,6 @@
 //! Limits are the kernel's: they outlive whoever set them, and the next owner finds them and what they have let pass.
 
-use super::{MBIT, OK, lately, on_the_wire, open};
+use super::{MBIT, OK, lately, limits_beside_devices, on_the_wire, open};
 use crate::{job::Job, library::directories};
 use egress_agent::sandbox::{Error, Sandbox};
 use lab::{Lab, until};
@@ -19,12 +19,12 @@ fn t38_limits_outlive_a_kill_and_are_adopted() {
     let policy = lab.file("both.toml", LIMITS);
     let flags = format!("--policy {} --allow {OK}:5201-5203", policy.display());
     let mut owner = crate::job::ready(job.attach(&flags).entering(lab.box_ns()));
-    let _flow = job.spawn(&format!("{blast} {OK} 5201 60 tcp 1"));
+    let flow = job.spawn(&format!("{blast} {OK} 5201 60 tcp 1"));
     let holds = |what: &str| {
         gauge.reset();
         until(SOON, what, || (18.0 * MBIT..=21.0 * MBIT).contains(&(on_the_wire(OK, "tcp", lately(&gauge)) * MBIT)));
     };
-    let bandwidth = || job.status().1["bandwidth"].clone();
+    let bandwidth = || limits_beside_devices(&lab);
     let sent = || bandwidth()["egress"]["bytes"].as_u64().unwrap();
     let queue = || lab.outer_ns().sh("tc qdisc show dev box0").exits(0).stdout.clone();
     let down = || {
@@ -50,7 +50,7 @@ fn t38_limits_outlive_a_kill_and_are_adopted() {
     let ratio = down();
     assert!((0.85..=1.05).contains(&ratio), "down, adopted: {ratio:.3}");
     assert!(sent() > served && served > 0, "{} after {served}", sent());
-    drop(_flow);
+    drop(flow);
     adopted.detach().unwrap();
     assert!(!queue().contains("tbf"), "{}", queue());
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
@@ -76,13 +76,13 @@ fn adoption_leads_limits_and_queue_to_the_policy_on_record() {
     let left = first.replace(&pid, "\"agent_pid\": null").replace("\"pinned_as\": null", "\"pinned_as\": \"left\"");
     std::fs::write(&record, left).unwrap();
     let mut adopted = adopt().unwrap();
-    let bandwidth = job.status().1["bandwidth"].clone();
+    let bandwidth = limits_beside_devices(&lab);
     assert_eq!((&bandwidth["egress"]["rate"], &bandwidth["ingress"]["rate"]), (&20_000_000.into(), &20_000_000.into()));
     assert!(queue().contains("rate 20Mbit"), "{}", queue());
     // And whoever took it over changes it like any other.
     lab.outer_ns().enter(|| adopted.update(open("ingress = \"10mbit\"")).unwrap());
     assert!(queue().contains("rate 10Mbit"), "{}", queue());
-    assert_eq!(job.status().1["bandwidth"]["egress"], serde_json::Value::Null);
+    assert_eq!(limits_beside_devices(&lab)["egress"], serde_json::Value::Null);
     adopted.detach().unwrap();
     assert!(!queue().contains("tbf"), "{}", queue());
 }
