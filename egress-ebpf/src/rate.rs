@@ -172,8 +172,8 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) {
     if limits.egress.is_none() {
-        // A limit may come later, and nothing is called for a socket that is there. Then the bucket drops, and what is sent
-        // again calls us: a socket without a limit pays for its losses alone.
+        // A limit may come later, and nothing is called for a socket that is there. The bucket holds it then, and the first
+        // loss on its way calls us: a socket without a limit pays for its losses alone.
         if op != RETRANSMISSION {
             conversation.tell(TELL_RETRANSMISSIONS);
         }

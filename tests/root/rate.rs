@@ -201,8 +201,8 @@ fn lately(gauge: &Gauge) -> f64 {
 fn a_limit_changes_under_a_flow() {
     let lab = Lab::without_capture();
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
-    let mut sandbox = attach_in_the_box(&lab, &job, open(""));
-    let flow = job.spawn(&format!("{blast} {OK} 5201 20 tcp 1"));
+    let mut sandbox = attach_in_the_box(&lab, &job, open("egress = \"10gbit\""));
+    let flow = job.spawn(&format!("{blast} {OK} 5201 60 tcp 1"));
     until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
     for (limit, range) in [("20mbit", 18.0..=21.0), ("5mbit", 4.5..=5.3)] {
         lab.box_ns().enter(|| sandbox.update(open(&format!("egress = \"{limit}\""))).unwrap());
