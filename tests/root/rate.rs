@@ -25,6 +25,7 @@ const ALLOW: &str = "--allow 198.51.100.10:5201-5203 --allow [2001:db8::10]:5201
 /// Behind the burst.
 const SETTLED: Duration = Duration::from_millis(700);
 const SOON: Duration = Duration::from_secs(5);
+const TRIES: usize = 4;
 const MBIT: f64 = 1e6;
 
 /// What the network carries for the payload: IP and TCP with timestamps, or UDP, around each packet.
@@ -45,10 +46,19 @@ fn taken(said: &lab::Output) -> f64 {
     words[0] * 8.0 / words[1]
 }
 
+/// Never faster than the limit, and as fast at least once: a busy machine slows senders down as well.
 #[track_caller]
-fn holds(what: &str, bits: f64, configured: f64) {
-    let ratio = bits / configured;
-    assert!((0.9..=1.05).contains(&ratio), "{what}: {ratio:.3} of the rate");
+fn holds(what: &str, configured: f64, mut measure: impl FnMut() -> f64) {
+    let mut seen = Vec::new();
+    while seen.len() < TRIES {
+        let ratio = measure() / configured;
+        seen.push(format!("{ratio:.3}"));
+        assert!(ratio <= 1.05, "{what}: {seen:?} of the rate");
+        if ratio >= 0.9 {
+            return println!("{what}: {seen:?} of the rate");
+        }
+    }
+    panic!("{what}: {seen:?} of the rate");
 }
 
 fn limits(lab: &Lab) -> Value {
@@ -96,10 +106,12 @@ fn t38_tcp_keeps_to_the_rate() {
             continue;
         }
         offloads(&lab, offloaded);
-        gauge.reset();
-        inside.ask(&format!("{blast} {host} 5201 1.7 tcp {flows}")).exits(0);
         let what = format!("{host} {control} x{flows}, offloads {offloaded}");
-        holds(&what, on_the_wire(host, "tcp", gauge.rate(SETTLED)), 20.0 * MBIT);
+        holds(&what, 20.0 * MBIT, || {
+            gauge.reset();
+            inside.ask(&format!("{blast} {host} 5201 1.7 tcp {flows}")).exits(0);
+            on_the_wire(host, "tcp", gauge.rate(SETTLED))
+        });
         // The first second may hold the burst, and no more.
         let first = on_the_wire(host, "tcp", gauge.within(Duration::from_secs(1)) as f64);
         assert!(first <= 1.25 * 20.0 * MBIT / 8.0 + 65536.0, "{what}: {first} bytes in the first second");
@@ -119,9 +131,11 @@ fn t38_udp_keeps_to_the_rate_and_no_sender_sees_an_error() {
     for ((_, launch), (host, flows, offloaded)) in lab.shapes().into_iter().zip([(OK, 1, true), (OK6, 2, false)]) {
         let mut inside = Inside::start(launch.flags(&format!("--rate 20mbit {ALLOW}")));
         offloads(&lab, offloaded);
-        gauge.reset();
-        inside.ask(&format!("{blast} {host} 5201 1.7 udp {flows}")).exits(0);
-        holds(&format!("{host} udp x{flows}"), on_the_wire(host, "udp", gauge.rate(SETTLED)), 20.0 * MBIT);
+        holds(&format!("{host} udp x{flows}"), 20.0 * MBIT, || {
+            gauge.reset();
+            inside.ask(&format!("{blast} {host} 5201 1.7 udp {flows}")).exits(0);
+            on_the_wire(host, "udp", gauge.rate(SETTLED))
+        });
         let egress = &limits(&lab)["egress"];
         assert!(egress["dropped_packets"].as_u64().unwrap() > 500, "{egress}");
         inside.end().exits(0);
@@ -137,15 +151,17 @@ fn t38_downloads_keep_to_the_rate() {
         let (_, launch) = lab.shapes().into_iter().find(|(name, _)| *name == shape).unwrap();
         let mut inside = Inside::start(launch.flags(&format!("--policy {} {ALLOW}", policy.display())));
         for host in [OK, OK6] {
-            let said = inside.ask(&format!("{blast} {host} 5203 1.7 take 1"));
-            let bits = on_the_wire(host, "tcp", taken(&said));
             let what = format!("{shape} {host} down");
             // A flow whose packets are dropped gets most of the rate; more by the burst, and by what its reader left waiting
             // before this second.
             let range = if how == "shaped" { 0.9..=1.05 } else { 0.6..=1.5 };
-            let ratio = bits / (20.0 * MBIT);
-            println!("{what}: {ratio:.3}");
-            assert!(range.contains(&ratio), "{what}: {ratio:.3} of the rate");
+            let mut down = || {
+                let said = inside.ask(&format!("{blast} {host} 5203 1.7 take 1"));
+                on_the_wire(host, "tcp", taken(&said)) / (20.0 * MBIT)
+            };
+            let seen: Vec<f64> = (0..TRIES).map(|_| down()).take_while(|ratio| !range.contains(ratio)).collect();
+            println!("{what}: beside the rate {seen:.3?}");
+            assert!(seen.len() < TRIES, "{what}: {seen:.3?} of the rate");
         }
         let ingress = &limits(&lab)["ingress"];
         assert_eq!((ingress["rate"].as_u64(), ingress["how"].as_str()), (Some(20_000_000), Some(how)), "{ingress}");
@@ -163,13 +179,19 @@ fn t38_a_neighbour_and_loopback_are_not_slowed_down() {
     let begin = |rate: &str| Inside::start(lab.egressd("run").flags(&format!("{rate} {ALLOW}")));
     let (mut first, mut second, mut third) = (begin("--rate 20mbit"), begin("--rate 5mbit"), begin(""));
     let at = |inside: &mut Inside, port, kind| inside.begin(&format!("{blast} {OK} {port} 1.7 {kind} 1"));
-    let (one, two) = (at(&mut first, 5201, "tcp"), at(&mut second, 5202, "udp"));
-    let three = at(&mut third, 5203, "tcp");
-    first.answer(one).exits(0);
-    second.answer(two).exits(0);
-    third.answer(three).exits(0);
-    holds("beside others, tcp", on_the_wire(OK, "tcp", slow.rate(SETTLED)), 20.0 * MBIT);
-    holds("beside others, udp", on_the_wire(OK, "udp", slower.rate(SETTLED)), 5.0 * MBIT);
+    holds("beside others", 1.0, || {
+        [&slow, &slower, &free].into_iter().for_each(Gauge::reset);
+        let (one, two) = (at(&mut first, 5201, "tcp"), at(&mut second, 5202, "udp"));
+        let three = at(&mut third, 5203, "tcp");
+        first.answer(one).exits(0);
+        second.answer(two).exits(0);
+        third.answer(three).exits(0);
+        let tcp = on_the_wire(OK, "tcp", slow.rate(SETTLED)) / (20.0 * MBIT);
+        let udp = on_the_wire(OK, "udp", slower.rate(SETTLED)) / (5.0 * MBIT);
+        println!("tcp {tcp:.3}, udp {udp:.3}");
+        // What is further off.
+        if (tcp - 1.0).abs() > (udp - 1.0).abs() { tcp } else { udp }
+    });
     assert!(free.rate(SETTLED) > 10.0 * 20.0 * MBIT, "{} bit/s without a limit", free.rate(SETTLED));
     // 20 MB within the sandbox would take eight seconds.
     let within = "import socket, threading, time
