@@ -15,7 +15,7 @@ use aya::maps::{
 use bytemuck::Zeroable as _;
 use egress_common::{
     addr::Addr,
-    event::{Client, ClientKey, Counters, Denial, DenialKey, Passed, PassedByRules, RULES_AT_ONCE},
+    event::{Client, ClientKey, Counters, Denial, DenialKey},
     names::map,
     packet::FlowKey,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef},
@@ -23,7 +23,6 @@ use egress_common::{
     verdict::{FlowState, ListenerKey},
 };
 use std::{
-    collections::BTreeMap,
     ops::Range,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -49,7 +48,6 @@ pub(super) struct Maps {
     clients: HashMap<MapData, ClientKey, Client>,
     denials: HashMap<MapData, DenialKey, Denial>,
     counters: PerCpuArray<MapData, Counters>,
-    passed: PerCpuArray<MapData, PassedByRules>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     pub(super) rates: Rates,
 }
@@ -96,7 +94,6 @@ impl Tables {
             clients: programs.map(map::CLIENTS)?,
             denials: programs.map(map::DENIALS)?,
             counters: programs.map(map::COUNTERS)?,
-            passed: programs.map(map::PASSED)?,
             flows: programs.map(map::FLOWS)?,
             rates: Rates::take(programs)?,
         });
@@ -126,7 +123,6 @@ impl Tables {
             clients: open(pins, map::CLIENTS)?,
             denials: open(pins, map::DENIALS)?,
             counters: open(pins, map::COUNTERS)?,
-            passed: open(pins, map::PASSED)?,
             flows: open(pins, map::FLOWS)?,
             rates: Rates::open(pins)?,
         });
@@ -357,27 +353,10 @@ impl Tables {
         let values = self.maps().counters.get(&slot, 0).map_err(failed(map::COUNTERS, "read"))?;
         Ok(values.iter().copied().collect())
     }
-
-    /// What passed by each index of the slot's part of the rule array, whichever rules had it; all CPUs together.
-    pub(crate) fn passed(&self, slot: u32) -> Result<BTreeMap<u32, Passed>, TableError> {
-        let maps = self.maps();
-        let (indices, mut passed) = (maps.rules_of(slot), BTreeMap::new());
-        let each = RULES_AT_ONCE as u32;
-        for entry in indices.start / each..indices.end.div_ceil(each) {
-            for cpu in maps.passed.get(&entry, 0).map_err(failed(map::PASSED, "read"))?.iter() {
-                for (index, one) in (entry * each..).zip(cpu.rules).filter(|(index, _)| indices.contains(index)) {
-                    let all: &mut Passed = passed.entry(index).or_default();
-                    all.packets += one.packets;
-                    all.bytes += one.bytes;
-                }
-            }
-        }
-        Ok(passed)
-    }
 }
 
 impl Maps {
-    fn rules_of(&self, slot: u32) -> Range<u32> {
+    pub(super) fn rules_of(&self, slot: u32) -> Range<u32> {
         // Slot 0 is nobody's.
         rules_of(slot, self.rules.len() / (self.sandboxes.len() - 1).max(1))
     }
