@@ -80,11 +80,14 @@ impl Target {
 }
 
 impl Attach {
-    pub(super) fn act(self, directories: &Directories) -> Result<u8> {
-        if !self.own.is_empty() {
-            let fix = "name the sandbox's cgroup";
-            return Err(Refused::NotInThisBuild { flag: "--self".to_owned(), fix }.into());
+    pub(super) fn refuse_later(&self) -> Result<(), Refused> {
+        if self.own.is_empty() {
+            return Ok(());
         }
+        Err(Refused::NotInThisBuild { flag: "--self".to_owned(), fix: "name the sandbox's cgroup" })
+    }
+
+    pub(super) fn act(self, directories: &Directories) -> Result<u8> {
         let policy = self.policy.load()?;
         if self.pin {
             refuse_pin(&policy)?;

@@ -55,7 +55,7 @@ pub use name::{Labels, Name, NameError};
 pub use permits::{NameVerdict, Names, PermitError, Permits, Written};
 pub use rebinding::{Answers, Protected, is_public};
 pub use resolv_conf::host_servers;
-pub use server::Server;
+pub use server::{Server, rehearse};
 
 #[cfg(test)]
 mod tests;
