@@ -10,6 +10,7 @@
 
 mod ahead;
 mod answer;
+mod beat;
 mod budget;
 mod cache;
 mod clock;
@@ -40,6 +41,7 @@ mod responder;
 mod serve;
 mod server;
 mod services;
+mod sockets;
 mod special;
 mod stream;
 mod tunnel;
