@@ -30,7 +30,7 @@ pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool),
          of its own, one thread, and the same scripted upstream on loopback. Times are with one question outstanding, \
          rates with {OUTSTANDING}: the generator and the upstream run on the same CPUs. Answers live for 300 s, and a name is asked for again when \
          nobody has it any more: every miss is seen by the upstream. egressd judges each name by a policy of 22 000, and has every \
-         address in the kernel's map before it answers; dnsmasq --nftset has it in an nftables set with a timeout."
+         address in the kernel's map before it answers; dnsmasq --nftset has it in an nftables set with a timeout; unbound does without its validator."
     )?;
     write!(part, "\n| |")?;
     for resolver in Resolver::ALL {
