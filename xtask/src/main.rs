@@ -3,6 +3,7 @@
 
 mod bench;
 mod cargo;
+mod cases;
 mod demo;
 mod fuzz;
 mod invoker;

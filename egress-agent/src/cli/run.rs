@@ -80,7 +80,6 @@ fn refuse_nesting(parent: &Cgroup) -> Result<(), Refused> {
 
 fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
     let flags = run.flags;
-    flags.refuse_later()?;
     let policy = run.policy.load()?;
     let caller = Caller::current(|name| std::env::var_os(name))?;
     let identity = identity(&caller, flags.user.as_deref(), &HostAccounts)?;

@@ -77,7 +77,6 @@ enum Share {
 }
 
 impl RunFlags {
-    /// Flags of the contract that this build cannot honour are errors, never ignored.
     pub(super) fn refuse_later(&self) -> Result<(), Refused> {
         if self.verify {
             return Err(Refused::NotInThisBuild { flag: "--verify".to_owned(), fix: "leave it out" });

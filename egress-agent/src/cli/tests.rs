@@ -55,12 +55,16 @@ fn usage_errors_are_125_for_run_and_2_for_the_rest() {
 
 #[test]
 fn what_this_build_cannot_do_is_refused_by_name() {
-    for (line, codes) in [
-        ("egressd run --verify -- true", 125),
-        ("egressd attach --cgroup /x --self 198.51.100.7", 2),
-        ("egressd detach --device veth0", 2),
+    for (line, flag) in [
+        ("egressd run --verify -- true", "--verify"),
+        ("egressd attach --cgroup /x --self 198.51.100.7", "--self"),
+        ("egressd detach --device veth0", "--device veth0"),
     ] {
-        assert_eq!(code(line), codes, "{line}");
+        // Before anything is done: the line is read here, and not carried out.
+        let refused = parse(line).unwrap().verb.refuse_later().unwrap_err();
+        assert!(refused.to_string().starts_with(flag), "{line}: {refused}");
+        let error = anyhow::Error::new(refused);
+        assert_eq!((exit::of_run(&error), Exit::of(&error)), (125, 2), "{line}");
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) use super::table_error::TableError;
 use super::{
     load::{Capacity, LoadError, Programs},
     rate::Rates,
+    syscall::update_batch,
     table_error::{absent, failed, gone},
 };
 use aya::maps::{
@@ -24,6 +25,7 @@ use egress_common::{
 };
 use std::{
     ops::Range,
+    os::fd::AsFd as _,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -179,6 +181,15 @@ impl Tables {
 
     pub(crate) fn set_permit(&self, key: &PermitKey, permit: &Permit) -> Result<(), TableError> {
         self.maps().permits.insert(key, permit, 0).map_err(failed(map::PERMITS, "write"))
+    }
+
+    /// Writes all of them; an error leaves some of them written.
+    pub(crate) fn set_permits(&self, entries: &[(PermitKey, Permit)]) -> Result<(), TableError> {
+        if entries.len() > 1 && update_batch(self.maps().permits.map().fd().as_fd(), entries).is_ok() {
+            return Ok(());
+        }
+        // One by one it says which and why, and an old kernel can do it.
+        entries.iter().try_for_each(|(key, permit)| self.set_permit(key, permit))
     }
 
     pub(crate) fn remove_permit(&self, key: &PermitKey) -> Result<(), TableError> {

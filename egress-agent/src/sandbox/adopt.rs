@@ -177,8 +177,7 @@ impl Builder {
         }
         let reached = sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?;
         self.refuse_below(&reached)?;
-        sandbox.update(self.policy)?;
-        sandbox.resolve_ahead()?;
+        sandbox.start_over(self.policy)?;
         sandbox.at_drop = AtDrop::Detach;
         Ok(sandbox)
     }

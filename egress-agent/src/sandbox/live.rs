@@ -252,12 +252,6 @@ impl Sandbox {
         Ok(())
     }
 
-    pub(super) fn resolve_ahead(&self) -> Result<(), Error> {
-        let policy = Arc::clone(&self.scene.permits.in_force().policy);
-        let server = self.server.iter();
-        server.map(|server| Plan::resolve_ahead(&policy, server)).try_for_each(|ahead| Ok(ahead?))
-    }
-
     /// Waits until every `proxy` of the policy takes a connection, from the sandbox's network namespace.
     pub fn await_proxies(&self, limit: Duration) -> Result<(), Error> {
         let in_force = self.scene.permits.in_force();

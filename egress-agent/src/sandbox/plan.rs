@@ -13,7 +13,7 @@ use crate::{
     },
     dns,
     level::{Level, Reached},
-    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach, Server, Services},
+    policy::{Answers, Cnames, Mode, NameTable, Policy, Server, Services},
 };
 use egress_common::{
     addr::Addr,
@@ -169,21 +169,6 @@ impl Plan {
             keep_chains: policy.dns.cname == Cnames::Keep,
             services: policy.dns.svcb == Services::Sanitised,
             observe: policy.mode == Mode::Observe,
-        }
-    }
-
-    /// Asks for the names that the policy spells out, as far as it wants that; wildcards name nothing that could be asked.
-    pub(super) fn resolve_ahead(policy: &Policy, server: &dns::Server) -> Result<(), dns::DnsError> {
-        let exact = policy.allow.names.iter().filter(|rule| rule.pattern.reach() == Reach::Exact);
-        let names: Vec<dns::Name> = exact.filter_map(|rule| rule.pattern.to_string().parse().ok()).collect();
-        match policy.dns.pre_resolve {
-            PreResolve::Off => Ok(()),
-            _ if names.is_empty() => Ok(()),
-            PreResolve::Warn => {
-                server.warm(names);
-                Ok(())
-            }
-            PreResolve::Require => server.require(names),
         }
     }
 

@@ -183,9 +183,14 @@ impl Record {
 
     /// True once somebody detached the sandbox, also where another one is attached to its cgroup by now.
     pub(super) fn is_taken_down(&self, directories: &Directories) -> bool {
-        let found = Self::read(directories, &self.name);
-        let replaced = found.is_ok_and(|found| found.is_some_and(|found| found.nonce != self.nonce));
-        replaced || !directories.pin.join(&self.name).exists()
+        /// Asked for all the time, of a record that may have thousands of rules.
+        #[derive(Deserialize)]
+        struct Whose {
+            nonce: u64,
+        }
+        let found = fs::read(Self::directory(directories, &self.name).join(FILE)).ok();
+        let found = found.and_then(|text| serde_json::from_slice(&text).ok());
+        found.is_some_and(|Whose { nonce }| nonce != self.nonce) || !directories.pin.join(&self.name).exists()
     }
 
     /// The network namespace in which its devices are, if one of those at hand is it: the caller's, PID 1's, or that of the
