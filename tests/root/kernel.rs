@@ -77,7 +77,7 @@ fn every_hook_is_attached_and_held() {
 fn lsm_cgroup_programs_load() {
     let active = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     if !active.trim().split(',').any(|lsm| lsm == "bpf") {
-        return absent("bpf is no LSM here");
+        return absent(&format!("bpf among the LSMs of securityfs ({})", active.trim()));
     }
     if !matches!(is_program_supported(ProgramType::Lsm(LsmAttachType::Cgroup)), Ok(true)) {
         absent("lsm_cgroup");
