@@ -65,8 +65,7 @@ fn whole(kernel: &Kernel, script: &str) -> String {
 /// The initramfs, as a cpio archive.
 fn pack(kernel: &Kernel, guest: &Path) -> Result<Vec<u8>> {
     let binary = fs::read(BUSYBOX).with_context(|| format!("cannot read {BUSYBOX}: cargo xtask setup"))?;
-    let is_static = !binary.windows(8).any(|window| window == b"ld-linux");
-    ensure!(is_static, "{BUSYBOX} is not static: apt-get install busybox-static");
+    ensure!(!is_interpreted(&binary), "{BUSYBOX} is not static: apt-get install busybox-static");
     let tree = tempfile::tempdir()?;
     let root = tree.path();
     for directory in ["bin", "modules"] {
@@ -88,4 +87,30 @@ fn pack(kernel: &Kernel, guest: &Path) -> Result<Vec<u8>> {
     let output = cpio.output().context("cannot run busybox cpio")?;
     ensure!(output.status.success(), "cpio: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
+}
+
+/// True for a 64-bit ELF file that names a loader (PT_INTERP, elf(5)): the initramfs has none.
+fn is_interpreted(elf: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, size: usize| {
+        let bytes = elf.get(at..at + size).unwrap_or_default();
+        bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let (headers, size, count) = (number(0x20, 8) as usize, number(0x36, 2) as usize, number(0x38, 2) as usize);
+    (0..count).any(|at| number(headers + at * size, 4) == PT_INTERP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loader_is_seen() {
+        assert!(is_interpreted(&fs::read("/proc/self/exe").unwrap()));
+        let mut elf = vec![0; 0x40 + 0x38];
+        (elf[0x20], elf[0x36], elf[0x38]) = (0x40, 0x38, 1);
+        assert!(!is_interpreted(&elf));
+        elf[0x40] = 3;
+        assert!(is_interpreted(&elf));
+    }
 }
