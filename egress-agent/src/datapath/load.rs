@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapData, MapError},
+    maps::{Map, MapData, MapError, MapInfo},
     pin::PinError,
     programs::{Program, ProgramError},
 };
@@ -126,14 +126,27 @@ impl Programs {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
-        // The verifier writes its log only when asked, and asking costs more than verifying.
-        let quiet = Self::load_at(sandboxes, capacity, listeners, test, VerifierLogLevel::DISABLE);
-        match quiet {
-            Err(LoadError::Program { .. }) => {
-                Self::load_at(sandboxes, capacity, listeners, test, VerifierLogLevel::default())
-            }
-            other => other,
+        quietly(|log| Self::load_at(sandboxes, capacity, listeners, test, log))
+    }
+
+    /// The programs of devices alone, over maps that another process made and pinned, with programs of the same layouts.
+    pub(crate) fn over(maps: &Path, listeners: &Path) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
         }
+        quietly(|log| {
+            let mut loader = EbpfLoader::new();
+            loader.verifier_log_level(log).map_pin_path(names::map::LISTENERS, listeners);
+            for map in super::tables::PINNED {
+                let path = maps.join(map);
+                let failed = |source| LoadError::Map { map, source: Box::new(source) };
+                let made = MapInfo::from_pin(&path).map_err(failed)?;
+                loader.map_max_entries(map, made.max_entries()).map_pin_path(map, path);
+            }
+            let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+            load_programs(&mut ebpf, is_of_devices)?;
+            Ok(Self { ebpf })
+        })
     }
 
     fn load_at(
@@ -167,8 +180,7 @@ impl Programs {
             loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        let sockets_and_packets = |program: &Program| !matches!(program, Program::SchedClassifier(_));
-        load_programs(&mut ebpf, sockets_and_packets)?;
+        load_programs(&mut ebpf, |program| !is_of_devices(program))?;
         Ok(Self { ebpf })
     }
 
@@ -205,6 +217,18 @@ where
     let failed = |source| LoadError::Map { map: name, source: Box::new(source) };
     let map = MapData::from_pin(path).and_then(Map::from_map_data).map_err(failed)?;
     T::try_from(map).map_err(failed)
+}
+
+fn is_of_devices(program: &Program) -> bool {
+    matches!(program, Program::SchedClassifier(_))
+}
+
+/// The verifier writes its log only when asked, and asking costs more than verifying.
+fn quietly(load: impl Fn(VerifierLogLevel) -> Result<Programs, LoadError>) -> Result<Programs, LoadError> {
+    match load(VerifierLogLevel::DISABLE) {
+        Err(LoadError::Program { .. }) => load(VerifierLogLevel::default()),
+        other => other,
+    }
 }
 
 /// Nearly all of the time is the verifier's, which takes no lock for a caller with the capabilities: a second thread halves it.

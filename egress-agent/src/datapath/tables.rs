@@ -314,12 +314,20 @@ impl Tables {
         self.maps().sources.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::SOURCES, "write"))
     }
 
+    /// True where devices of the sandbox may send from any address.
+    pub(crate) fn has_sources(&self, slot: u32) -> Result<bool, TableError> {
+        Ok(!self.sources(slot)?.is_empty())
+    }
+
     fn clear_sources(&self, slot: u32) -> Result<(), TableError> {
+        let keys = self.sources(slot)?;
         let mut maps = self.maps();
-        let of_slot = |key: &Result<PermitKey, _>| key.as_ref().map_or(true, |key| key.slot == slot);
-        let keys: Vec<_> =
-            maps.sources.keys().filter(of_slot).collect::<Result<_, _>>().map_err(failed(map::SOURCES, "read"))?;
         keys.iter().try_for_each(|key| gone(maps.sources.remove(key))).map_err(failed(map::SOURCES, "remove"))
+    }
+
+    fn sources(&self, slot: u32) -> Result<Vec<PermitKey>, TableError> {
+        let of_slot = |key: &Result<PermitKey, _>| key.as_ref().map_or(true, |key| key.slot == slot);
+        self.maps().sources.keys().filter(of_slot).collect::<Result<_, _>>().map_err(failed(map::SOURCES, "read"))
     }
 
     pub(crate) fn client(&self, key: ClientKey) -> Result<Option<Client>, TableError> {

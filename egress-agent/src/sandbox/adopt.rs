@@ -16,7 +16,7 @@ use super::{
     record::{Record, RuleLine},
     recover,
     reporter::{Reporting, about},
-    seat::Seat,
+    seat::{Seat, Set},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -29,7 +29,6 @@ use crate::{
         netns::Netns,
         records::Records,
         state_dir::StateDir,
-        tables::Tables,
     },
     observe::{
         event::{Kind, Subject},
@@ -52,8 +51,8 @@ impl Sandbox {
     /// again, on the same port; what was learned from them stays open as long as it would have been. The policy is the last one
     /// for which [`Sandbox::attach`](super::Builder::attach) or [`Sandbox::update`] had returned.
     ///
-    /// Devices that come later are not put under the verdict any more; [`Sandbox::level`] says so, and is L1 while there is one.
-    /// Call it in the network namespace that has the devices.
+    /// Devices that come later are put under the verdict as before, and so are those that came while nobody served it. Call it
+    /// in the network namespace that has the devices.
     ///
     /// Dropping an adopted sandbox does not detach it.
     ///
@@ -87,9 +86,8 @@ impl Sandbox {
             return Err(unknown());
         }
         let identity = Identity { slot, reserved: 0, nonce: record.nonce };
-        let links = pins.join("links");
-        let hooks = whole(&record, &links)?;
-        let devices = devices_of(&record, &tables, identity, links, directories)?;
+        let hooks = whole(&record, &pins.join("links"))?;
+        let devices = devices_of(&record, &seat.set, identity, pins, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
         let plan = Plan::resumed(&record, &cgroup, &policy, &sandbox, seat.capacity())?;
@@ -130,7 +128,6 @@ impl Sandbox {
             Reporting::begin(&set, identity, subject, permits, directories)?;
         let serving = opened.map(|opened| opened.serve(&plan, &policy, generation, &scene, &inbox)).transpose()?;
         let addresses = plan.follow_addresses(&tables, slot)?;
-        record.adopted = true;
         record.served_by(Some(std::process::id()));
         record.next_tag = ids.next_tag();
         record.rules = renewed(record.texts(), rules);
@@ -219,16 +216,16 @@ fn whole(record: &Record, links: &Path) -> Result<Vec<Hooked>, Error> {
 /// The devices that it was attached with, where they are to be seen.
 fn devices_of(
     record: &Record,
-    tables: &Arc<Tables>,
+    set: &Arc<Set>,
     identity: Identity,
-    links: PathBuf,
+    pins: PathBuf,
     directories: &Directories,
 ) -> Result<Devices, Error> {
     let host = Netns::current()?;
     if record.own_netns && host.cookie()? != record.host_netns {
         return Err(Error::HostNetns { name: record.name.clone() });
     }
-    let devices = Devices::resume(tables, identity, links, host, record, directories)?;
+    let devices = Devices::resume(set, identity, pins, host, record, directories)?;
     match devices.missing()? {
         Some(hook) => Err(Error::HookGone { name: record.name.clone(), hook }),
         None => Ok(devices),

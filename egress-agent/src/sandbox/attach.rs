@@ -230,19 +230,11 @@ impl Builder {
         let serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
         let addresses = plan.follow_addresses(&tables, slot)?;
 
-        let hooks = match seat.set.programs() {
-            Some(mut programs) => attach::cgroup(
-                &mut programs,
-                &tables,
-                cgroup.fd(),
-                cgroup.id(),
-                identity,
-                &pins.links,
-                fault.as_deref(),
-            )?,
-            None => return Err(Error::Adopted),
-        };
-        let mut devices = Devices::new(&seat.set, &tables, identity, pins.links, &plan, self.tcx, &self.directories)?;
+        let (links, fault) = (&pins.links, fault.as_deref());
+        let hooks = seat.set.on_cgroup(|programs| {
+            Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
+        })?;
+        let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
         if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
             return Err(error);
         }
@@ -312,7 +304,6 @@ impl Builder {
             judged: None,
             // A raw socket is held by the device alone.
             required: self.require.max(self.raw_sockets.then_some(Level::L2)),
-            adopted: false,
             agent_pid: None,
             agent_start: None,
             own_netns: plan.facts.own_netns,

@@ -30,10 +30,12 @@ use std::{
 
 /// The programs, and the devices that they are on.
 pub(super) struct Devices {
-    /// Who has the programs; none where another process loaded them: the links and filters hold them, and no device can be added.
-    set: Option<Arc<Set>>,
+    /// Who has the programs.
+    set: Arc<Set>,
     tables: Arc<Tables>,
     identity: Identity,
+    /// Where the sandbox's maps and links are pinned.
+    pins: PathBuf,
     links: PathBuf,
     /// Where the devices are: egressd's own namespace.
     pub(super) host: Netns,
@@ -55,9 +57,8 @@ impl Devices {
     /// may be of its own making.
     pub(super) fn new(
         set: &Arc<Set>,
-        tables: &Arc<Tables>,
         identity: Identity,
-        links: PathBuf,
+        pins: PathBuf,
         plan: &Plan,
         tcx: bool,
         directories: &Directories,
@@ -66,15 +67,16 @@ impl Devices {
         let mut has_sources = false;
         if plan.facts.own_netns || !plan.found.devices.is_empty() {
             for source in device::source_addresses(&plan.netns)? {
-                tables.set_source(identity.slot, source.into())?;
+                set.tables.set_source(identity.slot, source.into())?;
                 has_sources = true;
             }
         }
         Ok(Self {
-            set: Some(Arc::clone(set)),
-            tables: Arc::clone(tables),
+            set: Arc::clone(set),
+            tables: Arc::clone(&set.tables),
             identity,
-            links,
+            links: pins.join("links"),
+            pins,
             host,
             host_netns: plan.host_netns,
             name: plan.name.clone(),
@@ -89,29 +91,31 @@ impl Devices {
 
     /// Those of a sandbox that another process attached; they stay when this is dropped. `host` is where they are.
     pub(super) fn resume(
-        tables: &Arc<Tables>,
+        set: &Arc<Set>,
         identity: Identity,
-        links: PathBuf,
+        pins: PathBuf,
         host: Netns,
         record: &Record,
         directories: &Directories,
     ) -> Result<Self, Error> {
+        let links = pins.join("links");
         let held = |line: &DeviceLine| -> Result<_, Error> {
             Ok((line.ifindex, (line.name.clone(), tc::held(line.ifindex, line.held, line.made_clsact, &links)?)))
         };
         Ok(Self {
-            set: None,
-            tables: Arc::clone(tables),
+            set: Arc::clone(set),
+            tables: Arc::clone(&set.tables),
             identity,
+            has_sources: set.tables.has_sources(identity.slot)?,
             placed: record.devices.iter().map(held).collect::<Result<_, _>>()?,
             shaped: record.devices.iter().filter(|line| line.shaped).map(|line| line.ifindex).collect(),
+            pins,
             links,
             host,
             host_netns: record.host_netns,
             name: record.name.clone(),
             directories: directories.clone(),
             tcx: true,
-            has_sources: true,
             stays: true,
         })
     }
@@ -186,23 +190,21 @@ impl Devices {
             // Whatever it sent would be of no known source.
             return Err(Error::NoSources);
         }
-        let Some(mut programs) = self.set.as_ref().and_then(|set| set.programs()) else {
-            return Err(Error::Adopted);
-        };
         if self.tables.device(device.ifindex)?.is_some_and(|on| on.identity != self.identity) {
             return Err(Error::DeviceShown { device: device.name.clone() });
         }
-        programs.load_device_programs()?;
         let place = Place {
             directories: &self.directories,
             host_netns: self.host_netns,
             ifindex: device.ifindex,
             name: &self.name,
         };
-        self.tables.set_device(device.ifindex, place.join(self.identity, self.tcx)?)?;
-        let placed = tc::attach(&mut programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
-        self.placed.insert(device.ifindex, (device.name.clone(), placed));
-        drop(programs);
+        let (ifindex, nonce, links) = (device.ifindex, self.identity.nonce, &self.links);
+        let placed = self.set.on_device(&self.pins.join("maps"), &self.directories, |programs| {
+            self.tables.set_device(ifindex, place.join(self.identity, self.tcx)?)?;
+            Ok(tc::attach(programs, ifindex, nonce, links, self.tcx)?)
+        })?;
+        self.placed.insert(ifindex, (device.name.clone(), placed));
         self.shape_one(device.ifindex);
         Ok(())
     }

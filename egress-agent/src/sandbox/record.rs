@@ -50,8 +50,6 @@ pub(super) struct Record {
     pub(super) judged: Option<Reached>,
     /// The least that must be promised.
     pub(super) required: Option<Level>,
-    /// It was taken over: whoever serves it cannot put devices that come later under the verdict.
-    pub(super) adopted: bool,
     /// The process that serves it.
     pub(super) agent_pid: Option<u32>,
     /// Start time of that process, in clock ticks since boot: a pid alone may be somebody else's by now.
@@ -210,8 +208,8 @@ impl Record {
         self.agent_pid.filter(|pid| start_time(*pid).is_some_and(|start| Some(start) == self.agent_start))
     }
 
-    /// What is promised now, as if its devices were its own alone. Devices that come later are judged only while the process that
-    /// attached the sandbox serves it.
+    /// What is promised now, as if its devices were its own alone. Devices that come later are judged only while a process serves
+    /// the sandbox.
     pub(super) fn promised(&self) -> Reached {
         let mut promised = match &self.judged {
             None => self.level.clone(),
@@ -222,9 +220,9 @@ impl Record {
                 Reached { missing, ..self.level.clone() }.minus_those_of(judged)
             }
         };
-        if self.own_netns && (self.adopted || self.agent().is_none()) {
+        if self.own_netns && self.agent().is_none() {
             promised.missing.push(
-                "devices that come later are not judged: only the process that attached the sandbox can put them under the verdict; attach it anew, and without --pin"
+                "devices that come later are not judged: nobody serves the sandbox, who could put them under the verdict; attach it anew, and without --pin"
                     .to_owned(),
             );
             if promised.level >= Some(Level::L2) {
