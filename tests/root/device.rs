@@ -2,6 +2,8 @@
 
 #![allow(clippy::result_large_err, reason = "errors as the library gives them, once a test")]
 
+mod netkit;
+
 use crate::job::Job;
 use egress_agent::{
     policy::Policy,
@@ -210,7 +212,7 @@ fn where_there_is_no_tcx_clsact_stands_in() {
     status(lab.box_ns()).exits(5);
 
     // From where the device is not to be seen, nothing is taken off.
-    let refused = job.detach();
+    let refused = lab.egressd("detach").inside(lab.box_ns()).flags(&format!("--cgroup {}", job.path())).output();
     refused.exits(3).says("another network namespace");
     hand.is_judged(lab.box_ns(), "eth0", "refused");
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("closed")), Some(7));

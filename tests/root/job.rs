@@ -78,13 +78,15 @@ impl<'l> Job<'l> {
 
     #[track_caller]
     pub(crate) fn detach(&self) -> Output {
-        self.lab.egressd("detach").flags(&format!("--cgroup {}", self.path())).output()
+        self.lab.egressd("detach").inside(self.lab.outer_ns()).flags(&format!("--cgroup {}", self.path())).output()
     }
 
-    /// `egressd status --cgroup …`: 0 only where a policy is in force.
+    /// `egressd status --cgroup …`: 0 only where a policy is in force. From where the device's host side is: filters are to be
+    /// seen nowhere else.
     #[track_caller]
     pub(crate) fn status(&self) -> (Option<i32>, Value) {
-        let output = self.lab.egressd("status").flags(&format!("--json --cgroup {}", self.path())).output();
+        let status = self.lab.egressd("status").inside(self.lab.outer_ns());
+        let output = status.flags(&format!("--json --cgroup {}", self.path())).output();
         let report: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"));
         (output.code, report["sandboxes"][0].clone())
     }

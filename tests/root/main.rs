@@ -28,6 +28,7 @@ mod escape;
 mod foreign;
 mod headers;
 mod job;
+mod kernel;
 mod lab;
 mod levels;
 mod library;

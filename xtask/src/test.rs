@@ -1,8 +1,9 @@
-//! `cargo xtask test`: style, unit tests, root tests, demo. Builds as the caller, tests as root.
+//! `cargo xtask test`: style, unit tests, root tests, demo, other kernels. Builds as the caller, tests as root.
 
 use crate::{
     cargo, demo, invoker, setup, style,
     tally::{self, Stage, Tally},
+    vm,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -15,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The test binary of `tests/root`.
+pub(crate) const ROOT_TESTS: &str = "root";
 /// Longest time that one test binary may take: a hang is a failure, not a wait.
 const LIMIT: Duration = Duration::from_mins(25);
 
@@ -39,10 +42,11 @@ enum Which {
     Unit,
     Root,
     Demo,
+    Vm,
 }
 
 impl Which {
-    const ALL: [Self; 4] = [Self::Style, Self::Unit, Self::Root, Self::Demo];
+    const ALL: [Self; 5] = [Self::Style, Self::Unit, Self::Root, Self::Demo, Self::Vm];
 
     fn name(self) -> &'static str {
         match self {
@@ -50,6 +54,7 @@ impl Which {
             Self::Unit => "unit",
             Self::Root => "root",
             Self::Demo => "demo",
+            Self::Vm => "vm",
         }
     }
 }
@@ -68,6 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             Which::Unit => unit(&options.filters),
             Which::Root => root(&options.filters),
             Which::Demo => demo::run(),
+            Which::Vm => vm::run(&vm::Options::default()),
         };
         // A stage that could not run is one failure; the others still tell what they can.
         let mut tally = tally.unwrap_or_else(|error| {
@@ -167,7 +173,8 @@ pub(crate) fn run_counted(mut command: Command, limit: Duration, mut each: impl 
     Ok(tally)
 }
 
-fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<String>> {
+/// What a child writes on its standard output, as it comes.
+pub(crate) fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<String>> {
     let stdout = child.stdout.take().context("stdout is not a pipe")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

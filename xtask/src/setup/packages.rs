@@ -62,6 +62,8 @@ pub(crate) const NEEDED: &[Package] = &[
     package("jq", "jq", "reads --json as users do"),
     package("libcap2-bin", "capsh", "tests without capabilities"),
     package("procps", "ps", "looks at processes from outside"),
+    package("qemu-system-x86", "qemu-system-x86_64", "boots other kernels"),
+    package("kmod", "modprobe", "finds the modules of other kernels"),
 ];
 
 /// What tests run that must not be installed, since that would change the host: unpacked beside the build.
