@@ -109,7 +109,7 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<i32> {
+pub(super) fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<i32> {
     // SAFETY: the attribute, and what it points to, lives through the call, and the kernel takes no more of it than its size.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
     match i32::try_from(result) {

@@ -30,6 +30,7 @@ mod sharing;
 mod sleep;
 mod status;
 mod undo;
+mod view;
 
 pub use attach::Builder;
 pub use bandwidth::{BandwidthStatus, How, LimitStatus};
@@ -40,6 +41,7 @@ pub use error::Error;
 pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
 pub use status::{HookStatus, MapUse, Status, event_files, list};
+pub(crate) use view::{DeviceView, View, view};
 
 pub use crate::level::{Level, Reached, UnknownLevel};
 
