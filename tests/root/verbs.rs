@@ -275,14 +275,27 @@ fn doctor_and_version_tell_of_the_host_and_the_build() {
     let json = lab.egressd("doctor").flags("--json").output();
     let report: Value = serde_json::from_str(&json.stdout).unwrap();
     let needs = report["needs"].as_array().unwrap();
-    assert_eq!(keys(&needs[0]), ["hook", "kernel", "contains", "present", "why", "fix"]);
-    assert!(needs[..2].iter().all(|need| need["present"] == "yes"), "the cgroup hooks are here: {report}");
+    assert_eq!(keys(&needs[0]), ["hook", "kernel", "contains", "level", "present", "why", "fix"]);
+    assert_eq!(keys(&report), ["schema", "kernel", "highest", "needs", "programs"]);
+    let hooks = needs.iter().filter(|need| need["hook"].as_str().unwrap().starts_with("cgroup"));
+    assert!(
+        hooks.clone().count() == 8 && hooks.clone().all(|need| need["present"] == "yes"),
+        "they are here: {report}"
+    );
+    assert_eq!(report["highest"], "L2", "{report}");
+    table.says("highest level possible L2");
+    // Every program is in the table, and the kernel says what it took to verify it.
+    let programs = report["programs"].as_array().unwrap();
+    assert!(
+        programs.len() == 16 && programs.iter().all(|program| program["verified_instructions"].as_u64() > Some(0)),
+        "{report}"
+    );
     let all = needs.iter().all(|need| need["present"] == "yes");
     assert_eq!((json.code, table.code), (Some(if all { 0 } else { 3 }), json.code), "{json}");
     assert_eq!(table.stdout.lines().count(), needs.len());
     let nobody =
         lab.egressd("doctor").through(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]).output();
-    nobody.exits(3);
+    nobody.exits(3).says("highest level possible none");
     assert!(!lab.state_dir().exists() && !lab.pin_dir().exists(), "asking makes nothing");
 
     let version: Value =

@@ -1,7 +1,7 @@
-//! `cargo xtask test`: style, unit tests, root tests, demo, other kernels. Builds as the caller, tests as root.
+//! `cargo xtask test`: style, unit tests, the verifier's budget, root tests, demo, other kernels. Builds as the caller, tests as root.
 
 use crate::{
-    cargo, demo, invoker, setup, style,
+    budget, cargo, demo, invoker, setup, style,
     tally::{self, Stage, Tally},
     vm,
 };
@@ -40,18 +40,20 @@ pub(crate) struct Options {
 enum Which {
     Style,
     Unit,
+    Budget,
     Root,
     Demo,
     Vm,
 }
 
 impl Which {
-    const ALL: [Self; 5] = [Self::Style, Self::Unit, Self::Root, Self::Demo, Self::Vm];
+    const ALL: [Self; 6] = [Self::Style, Self::Unit, Self::Budget, Self::Root, Self::Demo, Self::Vm];
 
     fn name(self) -> &'static str {
         match self {
             Self::Style => "style",
             Self::Unit => "unit",
+            Self::Budget => "budget",
             Self::Root => "root",
             Self::Demo => "demo",
             Self::Vm => "vm",
@@ -71,6 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let tally = match which {
             Which::Style => style::run(),
             Which::Unit => unit(&options.filters),
+            Which::Budget => budget::run(&budget::Options::default()),
             Which::Root => root(&options.filters),
             Which::Demo => demo::run(),
             Which::Vm => vm::run(&vm::Options::default()),

@@ -11,6 +11,7 @@ use egress_agent::{
         environment, identity, level, parse_variable, spawn,
     },
     sandbox::{self, Directories, Level, Reached, Released, Sandbox, Sent},
+    verify,
 };
 use std::{
     ffi::OsString,
@@ -42,6 +43,7 @@ struct Plan {
     limits: Limits,
     shares: Shares,
     require: Option<Level>,
+    verify: bool,
     report: Option<File>,
 }
 
@@ -94,6 +96,7 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
         identity,
         shares: flags.shares(),
         require: flags.require,
+        verify: flags.verify,
         cap_names: flags.keep_cap,
         raw_sockets: keeps.names().iter().any(|name| name == RAW_SOCKETS),
         fds,
@@ -120,7 +123,8 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         builder = builder.require(level);
     }
     let mut sandbox = builder.attach()?;
-    let denials = collect(&sandbox);
+    let verified = plan.verify.then(|| verified(cgroup, directories)).transpose()?;
+    let denials = collect(&sandbox, verified);
     if let Some(limit) = plan.wait_proxy {
         sandbox.await_proxies(limit)?;
     }
@@ -192,15 +196,24 @@ fn follow(
     Ok((waited?, sent))
 }
 
-/// Adds up denials until the sandbox is gone.
-fn collect(sandbox: &Sandbox) -> JoinHandle<Summary> {
+/// What `--verify` found, which is nothing to object to.
+fn verified(cgroup: &Cgroup, directories: &Directories) -> Result<verify::Report> {
+    let report = verify::verify(directories, Some(cgroup.path()))?;
+    super::verify::objection(&report).map_or(Ok(()), |why| Err(Refused::NotClosed(why)))?;
+    Ok(report)
+}
+
+/// Adds up denials until the sandbox is gone, less those of probes.
+fn collect(sandbox: &Sandbox, verified: Option<verify::Report>) -> JoinHandle<Summary> {
     // Unreadable is as good as empty: the file only explains.
     let hosts = Hosts::parse(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
     let events = sandbox.events();
     thread::spawn(move || {
         let mut summary = Summary::new(hosts);
         for event in events {
-            summary.add(&event);
+            if !verified.as_ref().is_some_and(|report| report.caused(&event)) {
+                summary.add(&event);
+            }
         }
         summary
     })

@@ -1,6 +1,6 @@
 //! `egressd run`: its flags.
 
-use super::{exit::Refused, policy_flags::PolicyFlags};
+use super::policy_flags::PolicyFlags;
 use clap::{Args, ValueEnum};
 use egress_agent::{run::Shares, sandbox::Level};
 use std::{ffi::OsString, os::fd::RawFd, path::PathBuf, time::Duration};
@@ -64,9 +64,9 @@ pub(super) struct RunFlags {
     /// Refuse to start the command if less than this level can be promised, e.g. --require L1
     #[arg(long, value_name = "LEVEL", env = "EGRESSD_REQUIRE", hide_env_values = true)]
     pub(super) require: Option<Level>,
-    /// Probe from inside the sandbox before the command starts
-    #[arg(long, env = "EGRESSD_VERIFY", hide_env_values = true, hide = true, value_parser = clap::builder::BoolishValueParser::new())]
-    verify: bool,
+    /// Try every way out from inside the sandbox first, and refuse to start the command unless each is closed
+    #[arg(long, env = "EGRESSD_VERIFY", hide_env_values = true, value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) verify: bool,
 }
 
 /// `--share`
@@ -77,13 +77,6 @@ enum Share {
 }
 
 impl RunFlags {
-    pub(super) fn refuse_later(&self) -> Result<(), Refused> {
-        if self.verify {
-            return Err(Refused::NotInThisBuild { flag: "--verify".to_owned(), fix: "leave it out" });
-        }
-        Ok(())
-    }
-
     /// What is given up.
     pub(super) fn shares(&self) -> Shares {
         Shares { pids: self.share.contains(&Share::Pid), mounts: self.share.contains(&Share::Mounts) }

@@ -6,6 +6,7 @@ pub(crate) mod attach;
 pub mod bpffs;
 pub(crate) mod detach;
 pub mod device;
+pub mod ground;
 mod link;
 pub mod listeners;
 pub mod load;
@@ -26,6 +27,7 @@ mod syscall;
 mod table_error;
 pub(crate) mod tables;
 pub(crate) mod tc;
+pub(crate) mod test_run;
 mod watch;
 
 pub use netlink::NetlinkError;

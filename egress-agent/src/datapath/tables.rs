@@ -335,7 +335,8 @@ impl Tables {
         keys.iter().try_for_each(|key| gone(maps.sources.remove(key))).map_err(failed(map::SOURCES, "remove"))
     }
 
-    fn sources(&self, slot: u32) -> Result<Vec<PermitKey>, TableError> {
+    /// What the slot's devices may send from.
+    pub(crate) fn sources(&self, slot: u32) -> Result<Vec<PermitKey>, TableError> {
         let of_slot = |key: &Result<PermitKey, _>| key.as_ref().map_or(true, |key| key.slot == slot);
         self.maps().sources.keys().filter(of_slot).collect::<Result<_, _>>().map_err(failed(map::SOURCES, "read"))
     }

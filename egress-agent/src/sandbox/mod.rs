@@ -31,6 +31,7 @@ mod sharing;
 mod sleep;
 mod status;
 mod undo;
+mod view;
 
 pub use attach::Builder;
 pub use bandwidth::{BandwidthStatus, How, LimitStatus};
@@ -42,6 +43,7 @@ pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
 pub use sent::Sent;
 pub use status::{HookStatus, MapUse, Status, event_files, list};
+pub(crate) use view::{DeviceView, View, view};
 
 pub use crate::level::{Level, Reached, UnknownLevel};
 

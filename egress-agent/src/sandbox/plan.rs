@@ -253,7 +253,7 @@ pub(super) fn lasting(name_or_path: &Path) -> PathBuf {
 }
 
 /// The namespace with this cookie. A path may lead to another one by now, and a process may have moved.
-fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Error> {
+pub(super) fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Error> {
     let named = record.netns.iter().map(|path| open_netns(path));
     let here = std::iter::once_with(|| Ok(Netns::current()?));
     let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok());
