@@ -20,6 +20,7 @@ mod agents;
 mod apart;
 mod attach;
 mod bad_input;
+mod bypass;
 mod clients;
 mod device;
 mod dns;
