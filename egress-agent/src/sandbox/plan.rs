@@ -1,6 +1,6 @@
 //! What is known of a sandbox before anything is made for it.
 
-use super::{attach::Builder, error::Error, permits::Table, record::Record, room};
+use super::{builder::Builder, error::Error, permits::Table, record::Record, room};
 use crate::{
     cgroup::Cgroup,
     compile::{Facts, Limits, RuleIds, compile},
