@@ -120,6 +120,7 @@ const fn op(code: u8, dst: u8, src: u8, offset: i16, constant: i32) -> Instructi
 const REFUSE: i16 = i16::MAX;
 
 /// `int hook(struct bpf_sock_addr *)`: 1 where the address is an abstract name of the map, else 0, which is EPERM.
+#[expect(clippy::cast_possible_wrap, reason = "sizes and jumps of a program this small are far below i16::MAX")]
 fn program(cast: i32, map: i32) -> Vec<Instruction> {
     const KEY_AT: i16 = -(KEY as i16);
     const NAME_AT: i16 = KEY_AT + 4;
