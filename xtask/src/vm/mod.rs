@@ -204,9 +204,14 @@ fn is_right(row: &Row, column: usize, name: &str, cell: Option<&Cell>) -> bool {
 /// Prints the table and counts its cells.
 fn table(columns: &[Column]) -> Tally {
     let mut tally = Tally::default();
-    println!("\n{:<50}{}", "", columns.iter().map(|column| format!("{:>9}", column.name)).collect::<String>());
+    let line = |shows: &str, cells: &[String]| {
+        let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:>9}")).collect();
+        println!("{shows:<50}{}", cells.concat());
+    };
+    println!();
+    line("", &columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>());
     for row in ROWS {
-        let mut line = format!("{:<50}", row.shows);
+        let mut words = Vec::new();
         for (at, column) in columns.iter().enumerate() {
             let cell = column.cells.get(row.test);
             let word = match cell {
@@ -216,12 +221,12 @@ fn table(columns: &[Column]) -> Tally {
                 None => "-".to_owned(),
             };
             let right = is_right(row, at, &column.name, cell);
-            line += &format!("{:>9}", if right || word == "FAILED" { word } else { format!("{word}!") });
+            words.push(if right || word == "FAILED" { word } else { format!("{word}!") });
             if cell.is_some() || !right {
                 tally.add(Tally::one(right));
             }
         }
-        println!("{line}");
+        line(row.shows, &words);
     }
     tally
 }
