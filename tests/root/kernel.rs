@@ -54,8 +54,20 @@ fn every_hook_is_attached_and_held() {
     let attached = hooks.iter().filter(|hook| hook["attached"] == true);
     let names: Vec<&str> = attached.map(|hook| hook["hook"].as_str().unwrap()).collect();
     for name in [
-        "egress", "ingress", "sock_create", "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
-        "getpeername4", "getpeername6", "bind4", "bind6", "sock_ops",
+        "egress",
+        "ingress",
+        "sock_create",
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
+        "getpeername4",
+        "getpeername6",
+        "bind4",
+        "bind6",
+        "sock_ops",
     ] {
         assert!(names.contains(&name), "{name}: {status:#}");
     }
