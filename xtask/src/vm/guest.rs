@@ -78,7 +78,7 @@ fn pack(kernel: &Kernel, guest: &Path) -> Result<Vec<u8>> {
         fs::copy(&module, root.join("modules").join(name)).with_context(|| format!("no {}", module.display()))?;
         order.push(name.to_owned());
     }
-    fs::write(root.join("modules/order"), order.join("\n") + "\n")?;
+    fs::write(root.join("modules/order"), order.join("\n"))?;
     let init = include_str!("init.sh").replace("GUEST", guest.to_str().context("a path that is not UTF-8")?);
     fs::write(root.join("init"), init)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
