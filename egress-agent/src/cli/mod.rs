@@ -14,6 +14,7 @@ mod status;
 mod summary_file;
 mod term;
 mod version;
+mod which;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, error::ErrorKind};

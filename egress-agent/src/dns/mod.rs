@@ -15,6 +15,7 @@ mod cache;
 mod clock;
 mod config;
 mod counters;
+mod datagrams;
 mod derived;
 #[cfg(feature = "encrypted-upstream")]
 mod encrypted;

@@ -15,6 +15,7 @@ use super::{
     reporter::{Reporting, about},
     seat::{Seat, Wanted},
     sharing,
+    target::{Guest, Opened, Target},
     undo::{Undo, end_of_pins},
 };
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
 };
 use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
+    collections::BTreeSet,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -44,6 +47,7 @@ pub struct Builder {
     cgroup: Option<PathBuf>,
     pub(super) netns: Option<PathBuf>,
     pub(super) device: Option<String>,
+    guest: Option<(String, BTreeSet<IpAddr>)>,
     pub(super) directories: Directories,
     pub(super) strict: bool,
     require: Option<Level>,
@@ -61,6 +65,7 @@ impl Sandbox {
             cgroup: None,
             netns: None,
             device: None,
+            guest: None,
             directories: Directories::default(),
             strict: false,
             require: None,
@@ -91,6 +96,14 @@ impl Builder {
     #[must_use]
     pub fn device(mut self, name: impl Into<String>) -> Self {
         self.device = Some(name.into());
+        self
+    }
+
+    /// The host side of the device of a guest (a tap, or a veth before a user-space stack), which no cgroup stands for, and the
+    /// guest's addresses: it may send from them alone, for good.
+    #[must_use]
+    pub fn guest(mut self, device: impl Into<String>, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.guest = Some((device.into(), addresses.into_iter().collect()));
         self
     }
 
@@ -146,24 +159,22 @@ impl Builder {
 
     /// Closed from here on; DNS is answered when it returns.
     ///
-    /// A cgroup whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
+    /// A cgroup, or a guest, whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
     /// ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
     ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
     pub fn attach(self) -> Result<Sandbox, Error> {
-        let directory = self.cgroup.as_ref().ok_or(Error::NoCgroup)?;
         if self.outlives {
             refuse_transient_mounts()?;
         }
-        let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
-        cgroup.check_enforceable()?;
-        let plan = Plan::new(&self, cgroup)?;
+        let on = &self.open()?;
+        let plan = Plan::new(&self, on)?;
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
-        if let Some(left) = refuse_nesting(&self.directories, cgroup)? {
+        if let Some(left) = refuse_nesting(&self.directories, on, plan.host_netns)? {
             drop(turn);
-            return self.take_over(&left, cgroup);
+            return self.take_over(&left, on);
         }
         let root = match PinRoot::open(&self.directories.pin, &turn) {
             Ok(root) => root,
@@ -177,7 +188,7 @@ impl Builder {
         let made = match root.create_owner_dir(&plan.name) {
             Ok(own) => {
                 let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
-                let made = self.make(cgroup, plan.clone(), &own);
+                let made = self.make(on, plan.clone(), &own);
                 undo.armed = made.is_err();
                 made
             }
@@ -193,13 +204,26 @@ impl Builder {
         made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
     }
 
-    fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
+    fn open(&self) -> Result<Opened, Error> {
+        match (&self.cgroup, &self.guest) {
+            (Some(directory), None) => {
+                let cgroup = Cgroup::open(&CgroupMount::find()?, directory)?;
+                cgroup.check_enforceable()?;
+                Ok(Opened::Cgroup(cgroup))
+            }
+            (None, Some((device, addresses))) => Ok(Opened::Guest(Guest::open(device, addresses)?)),
+            (Some(_), Some(_)) => Err(Error::CgroupAndGuest),
+            (None, None) => Err(Error::NoCgroup),
+        }
+    }
+
+    fn make(&self, on: &Opened, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
         let started = Instant::now();
         let wanted = Wanted {
             capacity: plan.capacity,
-            netns_cookie: plan.facts.own_netns.then_some(plan.facts.netns_cookie),
+            netns_cookie: plan.has_namespace().then_some(plan.facts.netns_cookie),
             devices: &plan.found.devices.iter().map(|device| device.ifindex).collect::<Vec<_>>(),
         };
         let mut seat = Seat::take(&self.directories, &wanted, &pins.maps)?;
@@ -221,17 +245,17 @@ impl Builder {
             sandbox: plan.name.clone(),
             policy: self.policy.name.clone(),
             generation: 1,
-            cgroup: Some(cgroup.name().to_string_lossy().into_owned()),
+            cgroup: on.target().cgroup(),
         };
-        let mut record = self.record(cgroup, &plan, identity, &permits, &ids);
+        let mut record = self.record(on.target(), &plan, identity, &permits, &ids);
         record.write(&self.directories)?;
         let Reporting { scene, sink, reporter, inbox } =
             Reporting::begin(&seat.set, identity, subject, permits, &self.directories)?;
-        let serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
+        let mut serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
         let addresses = plan.follow_addresses(&tables, slot)?;
 
-        let hooks = match seat.set.programs() {
-            Some(mut programs) => attach::cgroup(
+        let hooks = match (on.cgroup(), seat.set.programs()) {
+            (Some(cgroup), Some(mut programs)) => attach::cgroup(
                 &mut programs,
                 &tables,
                 cgroup.fd(),
@@ -240,18 +264,23 @@ impl Builder {
                 &pins.links,
                 fault.as_deref(),
             )?,
-            None => return Err(Error::Adopted),
+            (Some(_), None) => return Err(Error::Adopted),
+            // The device's programs say it all.
+            (None, _) => Vec::new(),
         };
         let mut devices = Devices::new(&seat.set, &tables, identity, pins.links, &plan, self.tcx, &self.directories)?;
+        if let Some(serving) = &mut serving {
+            serving.lead(&mut devices)?;
+        }
         if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
             return Err(error);
         }
         record.devices = devices.lines();
-        record.level = plan.level(self.privileged, &plan.found).with_processes(
-            cgroup,
-            plan.found.devices.is_empty(),
-            self.strict,
-        )?;
+        let level = plan.level(self.privileged, &plan.found);
+        record.level = match on {
+            Opened::Cgroup(cgroup) => level.with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?,
+            Opened::Guest(_) => level,
+        };
         self.refuse_below(&sharing::level(&self.directories, &record, record.promised())?)?;
         record.write(&self.directories)?;
         let (devices, record) = (Arc::new(Mutex::new(devices)), Arc::new(Mutex::new(record)));
@@ -277,8 +306,7 @@ impl Builder {
                 hooks,
                 tables,
                 identity,
-                directory: cgroup.path().to_owned(),
-                cgroup_id: cgroup.id(),
+                target: on.target(),
             },
             scene,
             server,
@@ -295,12 +323,10 @@ impl Builder {
         })
     }
 
-    fn record(&self, cgroup: &Cgroup, plan: &Plan, identity: Identity, permits: &Permits, ids: &RuleIds) -> Record {
+    fn record(&self, target: Target, plan: &Plan, identity: Identity, permits: &Permits, ids: &RuleIds) -> Record {
         let mut record = Record {
             name: plan.name.clone(),
-            cgroup: cgroup.name().to_owned(),
-            directory: cgroup.path().to_owned(),
-            cgroup_id: cgroup.id(),
+            target,
             slot: identity.slot,
             nonce: identity.nonce,
             policy: self.policy.to_toml(),
@@ -315,7 +341,7 @@ impl Builder {
             adopted: false,
             agent_pid: None,
             agent_start: None,
-            own_netns: plan.facts.own_netns,
+            own_netns: plan.has_namespace(),
             netns: self.netns.as_deref().map(lasting),
             pinned_as: None,
             abi: ABI,
@@ -360,18 +386,29 @@ impl Pins {
     }
 }
 
-/// Sandboxes do not nest: an outer one's hooks would judge the inner one's redirected queries. The cgroup's own may be taken
-/// over where nobody serves it.
-fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<Option<Record>, Error> {
+/// Sandboxes do not nest: an outer one's hooks would judge the inner one's redirected queries. The one that stands here already may
+/// be taken over where nobody serves it.
+fn refuse_nesting(directories: &Directories, on: &Opened, host_netns: u64) -> Result<Option<Record>, Error> {
     for record in Record::all(directories)? {
-        if record.cgroup_id == cgroup.id() && record.is_left() {
-            return Ok(Some(record));
-        }
-        let relation = if record.cgroup == cgroup.name() {
+        let (name, directory) = match (&record.target, on) {
+            (Target::Cgroup { id, .. }, Opened::Cgroup(cgroup)) if *id == cgroup.id() && record.is_left() => {
+                return Ok(Some(record));
+            }
+            (Target::Cgroup { name, directory, .. }, Opened::Cgroup(_)) => (name, directory),
+            (Target::Guest { ifindex, .. }, Opened::Guest(guest))
+                if *ifindex == guest.device.ifindex && record.host_netns == host_netns && record.is_left() =>
+            {
+                return Ok(Some(record));
+            }
+            // Whose a device is, is asked where it gets its programs.
+            _ => continue,
+        };
+        let Some(cgroup) = on.cgroup() else { continue };
+        let relation = if name == cgroup.name() {
             "the cgroup of"
-        } else if cgroup.name().starts_with(&record.cgroup) {
+        } else if cgroup.name().starts_with(name) {
             "below"
-        } else if record.cgroup.starts_with(cgroup.name()) {
+        } else if name.starts_with(cgroup.name()) {
             "above"
         } else {
             continue;
@@ -379,8 +416,8 @@ fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<Option<R
         return Err(Error::Nested {
             cgroup: cgroup.path().to_owned(),
             relation,
+            other: directory.clone(),
             name: record.name,
-            other: record.directory,
         });
     }
     Ok(None)

@@ -8,23 +8,24 @@ use super::{
     record::{DeviceLine, Record},
     seat::Set,
     sharing::Place,
+    target::{Opened, Target},
 };
 use crate::{
-    cgroup::{Cgroup, CgroupMount},
     datapath::{
         device::{self, Device, DeviceError, DeviceWatch, Found, Uncovered},
         netns::Netns,
+        resolver::Resolver,
         shape,
         state_dir::StateDir,
         tables::Tables,
-        tc::{self, Held, Placed},
+        tc::{self, Behind, Held, Placed},
     },
     level::{Level, Reached},
 };
-use egress_common::sandbox::Identity;
+use egress_common::sandbox::{Identity, OnDevice};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -47,12 +48,16 @@ pub(super) struct Devices {
     placed: BTreeMap<u32, (String, Placed)>,
     /// Those with a queue for what they receive.
     shaped: BTreeSet<u32>,
+    /// The device of a guest.
+    guest: Option<u32>,
+    /// Where that one's questions go.
+    resolver: Option<Resolver>,
     stays: bool,
 }
 
 impl Devices {
-    /// Nothing is on a device yet. The addresses that devices may send from are those of the sandbox now, for good: later ones
-    /// may be of its own making.
+    /// Nothing is on a device yet. The addresses that devices may send from are those of the sandbox now, or that the guest was
+    /// given, for good: later ones may be of its own making.
     pub(super) fn new(
         set: &Arc<Set>,
         tables: &Arc<Tables>,
@@ -63,12 +68,17 @@ impl Devices {
         directories: &Directories,
     ) -> Result<Self, Error> {
         let host = Netns::current()?;
-        let mut has_sources = false;
-        if plan.facts.own_netns || !plan.found.devices.is_empty() {
-            for source in device::source_addresses(&plan.netns)? {
-                tables.set_source(identity.slot, source.into())?;
-                has_sources = true;
-            }
+        let sources = match &plan.guest {
+            Some(guest) => guest.clone(),
+            None if plan.facts.own_netns || !plan.found.devices.is_empty() => device::source_addresses(&plan.netns)?,
+            None => BTreeSet::new(),
+        };
+        sources.iter().try_for_each(|source| tables.set_source(identity.slot, (*source).into()))?;
+        let guest = plan.guest.as_ref().and_then(|_| plan.found.devices.first()).map(|device| device.ifindex);
+        if let (Some(_), Some(mut programs)) = (guest, set.programs()) {
+            programs.load_device_programs(Behind::Guest)?;
+            // Whoever takes the sandbox over has none, and gives it another resolver.
+            programs.pin_program(tc::ANSWERS, &answers(&links))?;
         }
         Ok(Self {
             set: Some(Arc::clone(set)),
@@ -80,9 +90,11 @@ impl Devices {
             name: plan.name.clone(),
             directories: directories.clone(),
             tcx,
-            has_sources,
+            has_sources: !sources.is_empty(),
             placed: BTreeMap::new(),
             shaped: BTreeSet::new(),
+            guest,
+            resolver: None,
             stays: false,
         })
     }
@@ -112,8 +124,43 @@ impl Devices {
             directories: directories.clone(),
             tcx: true,
             has_sources: true,
+            guest: match record.target {
+                Target::Guest { ifindex, .. } => Some(ifindex),
+                Target::Cgroup { .. } => None,
+            },
+            resolver: None,
             stays: true,
         })
+    }
+
+    /// Has the guest's questions go there, and the answers come back, from now on.
+    pub(super) fn lead_to(&mut self, resolver: Resolver) -> Result<(), Error> {
+        let Some(guest) = self.guest else { return Ok(()) };
+        let back = OnDevice { identity: self.identity, resolver: guest, ..OnDevice::default() };
+        self.tables.set_device(resolver.ifindex, back)?;
+        let there = resolver.ifindex;
+        self.resolver = Some(resolver);
+        if let Some(resolver) = &mut self.resolver {
+            self.host.enter(|| resolver.hand_back(&answers(&self.links)))??;
+        }
+        if let Some(on) = self.tables.device(guest)? {
+            // That of an owner that is gone, and of its device.
+            self.tables.remove_device(on.resolver)?;
+            self.tables.set_device(guest, OnDevice { resolver: there, ..on })?;
+        }
+        Ok(())
+    }
+
+    /// From here on, the guest's questions are denied.
+    fn lead_nowhere(&mut self) -> Result<(), Error> {
+        let (Some(guest), Some(resolver)) = (self.guest, self.resolver.take()) else { return Ok(()) };
+        if let Some(on) = self.tables.device(guest)?
+            && on.identity == self.identity
+            && on.resolver == resolver.ifindex
+        {
+            self.tables.set_device(guest, OnDevice { resolver: 0, ..on })?;
+        }
+        Ok(self.tables.remove_device(resolver.ifindex)?)
     }
 
     /// The first hook that is not where it was put, if any.
@@ -192,15 +239,18 @@ impl Devices {
         if self.tables.device(device.ifindex)?.is_some_and(|on| on.identity != self.identity) {
             return Err(Error::DeviceShown { device: device.name.clone() });
         }
-        programs.load_device_programs()?;
+        let behind = if self.guest.is_some() { Behind::Guest } else { Behind::Sandbox };
+        programs.load_device_programs(behind)?;
         let place = Place {
             directories: &self.directories,
             host_netns: self.host_netns,
             ifindex: device.ifindex,
             name: &self.name,
         };
-        self.tables.set_device(device.ifindex, place.join(self.identity, self.tcx)?)?;
-        let placed = tc::attach(&mut programs, device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
+        let resolver = self.resolver.as_ref().map_or(0, |resolver| resolver.ifindex);
+        let on = OnDevice { resolver, ..place.join(self.identity, self.tcx, behind)? };
+        self.tables.set_device(device.ifindex, on)?;
+        let placed = tc::attach((&mut programs, behind), device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
         self.placed.insert(device.ifindex, (device.name.clone(), placed));
         drop(programs);
         self.shape_one(device.ifindex);
@@ -264,9 +314,17 @@ impl Devices {
     }
 }
 
+/// Where the program is pinned that hands answers back.
+fn answers(links: &Path) -> PathBuf {
+    links.with_file_name("answers")
+}
+
 /// An attach that came to nothing takes back what no pin's removal takes off.
 impl Drop for Devices {
     fn drop(&mut self) {
+        if let Err(error) = self.lead_nowhere() {
+            tracing::warn!(%error, "the guest's questions lead to a resolver that is gone; nobody answers them");
+        }
         if !self.stays {
             self.placed.keys().copied().collect::<Vec<_>>().into_iter().for_each(|ifindex| self.forget(ifindex));
         }
@@ -286,7 +344,7 @@ pub(super) struct Following {
 impl Following {
     /// Starts to follow; the caller holds the lock of the state directory. `None` where egressd's namespace is the sandbox's.
     pub(super) fn start(mut self) -> Result<Option<DeviceWatch>, Error> {
-        if !self.plan.facts.own_netns {
+        if !self.plan.has_namespace() {
             return Ok(None);
         }
         let sandbox = self.plan.netns.try_clone()?;
@@ -354,8 +412,11 @@ impl Following {
             found.uncovered.push(Uncovered { name: device.name, kind: format!("not enforced: {error}") });
         }
         let level = self.plan.level(self.privileged, &found);
-        let directory = self.record().directory.clone();
-        level.with_processes(&Cgroup::open(&CgroupMount::find()?, &directory)?, found.devices.is_empty(), false)
+        let target = self.record().target.clone();
+        match Opened::again(&target)? {
+            Some(Opened::Cgroup(cgroup)) => level.with_processes(&cgroup, found.devices.is_empty(), false),
+            _ => Ok(level),
+        }
     }
 
     fn record(&self) -> std::sync::MutexGuard<'_, Record> {

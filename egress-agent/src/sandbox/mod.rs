@@ -29,6 +29,7 @@ mod seat;
 mod sharing;
 mod sleep;
 mod status;
+mod target;
 mod undo;
 
 pub use attach::Builder;
@@ -40,6 +41,7 @@ pub use error::Error;
 pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
 pub use status::{HookStatus, MapUse, Status, event_files, list};
+pub use target::Which;
 
 pub use crate::level::{Level, Reached, UnknownLevel};
 
