@@ -26,6 +26,7 @@ mod dns;
 mod ends;
 mod escape;
 mod foreign;
+mod guest;
 mod headers;
 mod job;
 mod lab;

@@ -28,7 +28,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Stays in the foreground and answers DNS. A signal ends it: an empty cgroup is detached, a populated one and a guest stay
 /// closed until `egressd detach`.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples: egressd attach --cgroup /ci.slice/job-1 --allow github.com\n          egressd attach --device tap0 --self 192.0.2.2 --allow github.com")]
+#[command(
+    after_help = "Examples: egressd attach --cgroup /ci.slice/job-1 --allow github.com\n          egressd attach --device tap0 --self 192.0.2.2 --allow github.com"
+)]
 pub(super) struct Attach {
     #[command(flatten)]
     policy: PolicyFlags,

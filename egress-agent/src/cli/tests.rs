@@ -58,7 +58,7 @@ fn what_this_build_cannot_do_is_refused_by_name() {
     for (line, codes) in [
         ("egressd run --verify -- true", 125),
         ("egressd attach --cgroup /x --self 198.51.100.7", 2),
-        ("egressd detach --device veth0", 2),
+        ("egressd attach --device veth0 --self nobody", 2),
     ] {
         assert_eq!(code(line), codes, "{line}");
     }

@@ -154,7 +154,8 @@ impl Netns {
     /// Opens listeners on port 53 of every address, where the namespace has been made so that every address is its own
     /// ([`super::resolver`]): their answers bear the address that was asked, which UDP is told for each question.
     pub(crate) fn open_for_every_address(&self, v6: bool) -> Result<Listeners, ListenError> {
-        let addresses = [IpAddr::from(Ipv4Addr::UNSPECIFIED)].into_iter().chain(v6.then(|| Ipv6Addr::UNSPECIFIED.into()));
+        let addresses =
+            [IpAddr::from(Ipv4Addr::UNSPECIFIED)].into_iter().chain(v6.then(|| Ipv6Addr::UNSPECIFIED.into()));
         let mut listeners = Listeners { port: DNS_PORT, udp: Vec::new(), tcp: Vec::new() };
         self.enter(|| {
             for ip in addresses {

@@ -225,7 +225,11 @@ impl Probe {
     }
 }
 
-fn replace<V: aya::Pod>(set: &mut HashMap<MapData, PermitKey, V>, keys: &[PermitKey], value: V) -> Result<(), MapError> {
+fn replace<V: aya::Pod>(
+    set: &mut HashMap<MapData, PermitKey, V>,
+    keys: &[PermitKey],
+    value: V,
+) -> Result<(), MapError> {
     let old: Vec<PermitKey> = set.keys().collect::<Result<_, _>>()?;
     old.iter().try_for_each(|key| set.remove(key))?;
     keys.iter().try_for_each(|key| set.insert(key, &value, 0))

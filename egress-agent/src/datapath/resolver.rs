@@ -91,7 +91,8 @@ impl Resolver {
     /// Has the answers handed back, by the program of this pin. Its maps say to which device.
     pub(crate) fn hand_back(&mut self, program: &Path) -> Result<(), ResolverError> {
         self.answers = Some(tc::attach_answers(program, self.ifindex)?);
-        let up = || change(&mut Netlink::open(NETLINK_ROUTE)?, libc::RTM_NEWLINK, &ifinfomsg(self.ifindex, libc::IFF_UP));
+        let up =
+            || change(&mut Netlink::open(NETLINK_ROUTE)?, libc::RTM_NEWLINK, &ifinfomsg(self.ifindex, libc::IFF_UP));
         up().map_err(|source| ResolverError::Device { device: self.name.clone(), source })
     }
 }
@@ -103,7 +104,9 @@ impl Drop for Resolver {
         let gone = |error: &NetlinkError| error.refusal() == Some(libc::ENODEV);
         let remove = || change(&mut Netlink::open(NETLINK_ROUTE)?, libc::RTM_DELLINK, &ifinfomsg(ifindex, 0));
         match self.host.enter(remove) {
-            Ok(Err(error)) if !gone(&error) => tracing::warn!(%error, device = name, "the device stays until egressd ends"),
+            Ok(Err(error)) if !gone(&error) => {
+                tracing::warn!(%error, device = name, "the device stays until egressd ends")
+            }
             Err(error) => tracing::warn!(%error, device = name, "the device stays until egressd ends"),
             _ => {}
         }

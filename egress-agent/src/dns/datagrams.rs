@@ -2,9 +2,7 @@
 
 use nix::{
     errno::Errno,
-    sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
-    },
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg},
 };
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -182,7 +182,9 @@ impl Builder {
             return Err(Error::OtherNetns { name: left.name.clone(), netns: path.clone() });
         }
         let reached = match on {
-            Opened::Cgroup(cgroup) => sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?,
+            Opened::Cgroup(cgroup) => {
+                sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?
+            }
             Opened::Guest(_) => sandbox.level(),
         };
         self.refuse_below(&reached)?;

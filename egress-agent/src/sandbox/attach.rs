@@ -300,14 +300,7 @@ impl Builder {
         let server = serving.map(Serving::keep);
         seat.keep();
         Ok(Sandbox {
-            kernel: Kernel {
-                _seat: seat,
-                devices,
-                hooks,
-                tables,
-                identity,
-                target: on.target(),
-            },
+            kernel: Kernel { _seat: seat, devices, hooks, tables, identity, target: on.target() },
             scene,
             server,
             reporter: Some(reporter),
@@ -396,9 +389,13 @@ fn refuse_nesting(directories: &Directories, on: &Opened, host_netns: u64) -> Re
             }
             (Target::Cgroup { name, directory, .. }, Opened::Cgroup(_)) => (name, directory),
             (Target::Guest { ifindex, .. }, Opened::Guest(guest))
-                if *ifindex == guest.device.ifindex && record.host_netns == host_netns && record.is_left() =>
+                if *ifindex == guest.device.ifindex && record.host_netns == host_netns =>
             {
-                return Ok(Some(record));
+                if record.is_left() {
+                    return Ok(Some(record));
+                }
+                let (device, which) = (guest.device.name.clone(), record.target.which());
+                return Err(Error::DeviceTaken { device, name: record.name, which, why: sharing::GUESTS });
             }
             // Whose a device is, is asked where it gets its programs.
             _ => continue,

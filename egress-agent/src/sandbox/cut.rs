@@ -80,7 +80,8 @@ impl Place<'_> {
     /// True where the maps let the connection's packets pass, or let it outlive its permit.
     fn may_go_on(self, socket: &InetSocket) -> Result<bool, TableError> {
         let Some(remote) = socket.remote else { return Ok(true) };
-        let (verdict, _) = judge(self.tables, self.slot, Path::Socket, remote.ip().into(), remote.port(), protocol::TCP)?;
+        let (verdict, _) =
+            judge(self.tables, self.slot, Path::Socket, remote.ip().into(), remote.port(), protocol::TCP)?;
         if verdict.allows() || verdict.is_expired() {
             return Ok(true);
         }

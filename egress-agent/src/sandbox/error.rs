@@ -40,19 +40,25 @@ pub enum Error {
     #[error("a sandbox is that of a cgroup or of a guest, and both are given; leave one out")]
     CgroupAndGuest,
     /// Where a guest may send from is not known.
-    #[error("no address of the guest behind {device} is given, so nothing could come from there; name each: --self ADDR")]
+    #[error(
+        "no address of the guest behind {device} is given, so nothing could come from there; name each: --self ADDR"
+    )]
     NoGuestAddress {
         /// Its device.
         device: String,
     },
     /// No machine's own address.
-    #[error("{address} is no address that a guest has: give those of its own interface, IPv6 link-local ones too, as --self ADDR")]
+    #[error(
+        "{address} is no address that a guest has: give those of its own interface, IPv6 link-local ones too, as --self ADDR"
+    )]
     GuestAddress {
         /// As it was given.
         address: IpAddr,
     },
     /// Only hooks of a cgroup see the inside of a sandbox.
-    #[error("{key} is about the inside of a guest, where nobody judges; leave it out (the device judges all that leaves)")]
+    #[error(
+        "{key} is about the inside of a guest, where nobody judges; leave it out (the device judges all that leaves)"
+    )]
     NotForGuests {
         /// The key of the policy.
         key: &'static str,

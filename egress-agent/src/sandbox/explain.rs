@@ -10,7 +10,9 @@ use crate::{
     },
     policy::{Destination, Host, Mode, NameTable, NameVerdict, Policy},
 };
-use egress_common::{addr::Addr, destination::Protocols, packet::protocol, permit::NEVER_NS, question::Path, verdict::Reason};
+use egress_common::{
+    addr::Addr, destination::Protocols, packet::protocol, permit::NEVER_NS, question::Path, verdict::Reason,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     net::IpAddr,

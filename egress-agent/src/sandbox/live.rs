@@ -337,12 +337,7 @@ impl Sandbox {
     /// None for a guest: its sockets are its own.
     fn place(&self) -> Option<Place<'_>> {
         let Target::Cgroup { directory, .. } = &self.kernel.target else { return None };
-        Some(Place {
-            tables: &self.kernel.tables,
-            slot: self.slot(),
-            netns: &self.plan.netns,
-            cgroup: directory,
-        })
+        Some(Place { tables: &self.kernel.tables, slot: self.slot(), netns: &self.plan.netns, cgroup: directory })
     }
 
     /// Nobody serves it from here on, and whoever comes may.

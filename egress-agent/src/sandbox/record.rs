@@ -14,11 +14,7 @@ use crate::{
 use egress_common::permit::RuleRef;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 /// Name of the record's file in the sandbox's own directory.
 const FILE: &str = "sandbox.json";

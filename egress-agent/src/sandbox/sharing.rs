@@ -14,6 +14,9 @@ use crate::{
 };
 use egress_common::sandbox::{Identity, OnDevice};
 
+/// Why a guest's device is not shared.
+pub(super) const GUESTS: &str = "a guest's is nobody else's";
+
 /// The device of a network namespace.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -58,7 +61,7 @@ impl Place<'_> {
         for record in self.others()? {
             let line = record.devices.iter().find(|line| line.ifindex == self.ifindex);
             let why = match line {
-                _ if behind == Behind::Guest || record.target.is_guest() => "a guest's is nobody else's",
+                _ if behind == Behind::Guest || record.target.is_guest() => GUESTS,
                 Some(line) if line.held == Held::Clsact || !tcx => "sharing it needs tcx (Linux 6.6)",
                 _ if record.required >= Some(Level::L2) => "it was required to be that one's alone (L2)",
                 _ => continue,

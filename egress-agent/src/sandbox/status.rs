@@ -2,7 +2,7 @@
 
 use super::{
     Directories,
-    bandwidth::BandwidthStatus,
+    bandwidth::{BandwidthStatus, How},
     error::Error,
     permits::now_ns,
     record::{DeviceLine, Record},
@@ -128,6 +128,11 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
         counters = Totals::of(&tables.counters(record.slot)?);
         let (limits, meters) = (tables.limits(record.slot)?, tables.meters(record.slot)?);
         bandwidth = BandwidthStatus::of(&limits, &meters, now_ns(), is_shaped(&record));
+        let sends = bandwidth.as_mut().and_then(|bandwidth| bandwidth.egress.as_mut());
+        if let Some(sends) = sends.filter(|_| record.target.is_guest()) {
+            // No socket of the host's paces itself for it.
+            sends.how = How::Policed;
+        }
     }
     // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.
     let there = record.target.is_guest() || record.target.living_cgroup().is_some();

@@ -143,16 +143,12 @@ impl Opened {
 
     pub(super) fn target(&self) -> Target {
         match self {
-            Self::Cgroup(cgroup) => Target::Cgroup {
-                name: cgroup.name().to_owned(),
-                directory: cgroup.path().to_owned(),
-                id: cgroup.id(),
-            },
-            Self::Guest(Guest { device, addresses }) => Target::Guest {
-                device: device.name.clone(),
-                ifindex: device.ifindex,
-                addresses: addresses.clone(),
-            },
+            Self::Cgroup(cgroup) => {
+                Target::Cgroup { name: cgroup.name().to_owned(), directory: cgroup.path().to_owned(), id: cgroup.id() }
+            }
+            Self::Guest(Guest { device, addresses }) => {
+                Target::Guest { device: device.name.clone(), ifindex: device.ifindex, addresses: addresses.clone() }
+            }
         }
     }
 
@@ -221,7 +217,17 @@ mod tests {
         for own in ["192.0.2.2", "169.254.7.7", "2001:db8::2", "fe80::2"] {
             assert!(is_ones_own(own.parse().unwrap()), "{own}");
         }
-        for other in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1", "::ffff:192.0.2.2"] {
+        for other in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "::ffff:192.0.2.2",
+        ] {
             assert!(!is_ones_own(other.parse().unwrap()), "{other}");
         }
     }
@@ -229,10 +235,15 @@ mod tests {
     #[test]
     fn keys_about_the_inside_are_not_for_guests() {
         let refused = |lines: &str| {
-            Guest::refuse(&Policy::from_toml(&format!("version = 1\n[allow]\n{lines}")).unwrap()).map_err(|error| error.to_string())
+            Guest::refuse(&Policy::from_toml(&format!("version = 1\n[allow]\n{lines}")).unwrap())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(refused("loopback = true\nself = true"), Ok(()));
-        for (lines, key) in [("loopback = false", "allow.loopback"), ("loopback = [80]", "allow.loopback"), ("self = false", "allow.self")] {
+        for (lines, key) in [
+            ("loopback = false", "allow.loopback"),
+            ("loopback = [80]", "allow.loopback"),
+            ("self = false", "allow.self"),
+        ] {
             assert!(refused(lines).is_err_and(|error| error.contains(key)), "{lines}");
         }
     }

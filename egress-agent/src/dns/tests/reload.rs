@@ -157,5 +157,8 @@ fn listeners_are_of_both_transports_and_of_one_address() {
     assert!(matches!(start(Listeners { tcp: tcp(), ..Listeners::default() }), Err(DnsError::NoListeners)));
     assert!(start(Listeners { udp: udp(), tcp: tcp(), every_address: false }).is_ok());
     let open = vec![UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap()];
-    assert!(matches!(start(Listeners { udp: open, tcp: tcp(), every_address: false }), Err(DnsError::OpenListener { .. })));
+    assert!(matches!(
+        start(Listeners { udp: open, tcp: tcp(), every_address: false }),
+        Err(DnsError::OpenListener { .. })
+    ));
 }
