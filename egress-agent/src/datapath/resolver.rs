@@ -116,7 +116,7 @@ impl Drop for Resolver {
 /// A veth between the calling thread's network namespace and that one; its ifindex here.
 fn connect(name: &str, netns: &Netns) -> Result<u32, NetlinkError> {
     // Without neighbours, so that nobody asks for any: there is one on the link, and its MAC address is set on the way.
-    let mut peer = ifinfomsg(0, libc::IFF_UP | libc::IFF_NOARP);
+    let mut peer = ifinfomsg(0, libc::IFF_NOARP);
     put(&mut peer, libc::IFLA_IFNAME, &[INSIDE.as_bytes(), b"\0"].concat());
     put(&mut peer, libc::IFLA_ADDRESS, &RESOLVER_MAC);
     put(&mut peer, libc::IFLA_NET_NS_FD, &netns.as_fd().as_raw_fd().to_ne_bytes());
@@ -135,6 +135,8 @@ fn connect(name: &str, netns: &Netns) -> Result<u32, NetlinkError> {
 fn route(guest: &BTreeSet<IpAddr>) -> Result<(), NetlinkError> {
     let mut netlink = Netlink::open(NETLINK_ROUTE)?;
     let ifindex = link::by_name(&mut netlink, INSIDE)?.map_or(0, |made| made.ifindex);
+    // Not when it is made: then its other end is not there yet (`veth_open` in drivers/net/veth.c).
+    change(&mut netlink, libc::RTM_NEWLINK, &ifinfomsg(ifindex, libc::IFF_UP))?;
     let every = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
     for every in every.into_iter().filter(|every| every.is_ipv4() || guest.iter().any(IpAddr::is_ipv6)) {
         change(&mut netlink, libc::RTM_NEWROUTE, &rtmsg(every, 0, RTN_LOCAL, LOOPBACK))?;
