@@ -16,16 +16,17 @@ endif
 
 DEFAULT_bench := filter
 
-.PHONY: help demo test bench mutants setup toolchain
+.PHONY: help demo test bench mutants vm setup toolchain
 
 help:
 	@echo 'make demo     an internet in a box, and what egressd lets through'
-	@echo 'make test     style, unit tests, root tests, demo: what CI runs'
+	@echo 'make test     style, unit tests, root tests, demo, other kernels: what CI runs'
 	@echo 'make bench    what the filter costs, against no filter and nftables; ARGS=dns: look-ups'
 	@echo 'make mutants  are the tests able to fail? reverts one line at a time'
+	@echo 'make vm       the root tests on other kernels; ARGS="6.1 -- names::"'
 	@echo 'make setup    installs what the above need (they call it themselves)'
 
-demo test bench mutants setup: toolchain
+demo test bench mutants vm setup: toolchain
 	@$(XTASK) $@ $(or $(ARGS),$(DEFAULT_$@))
 
 toolchain:

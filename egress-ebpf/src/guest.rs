@@ -38,7 +38,7 @@ pub(crate) fn guest_egress(ctx: TcContext) -> i32 {
     }
     let done = conclude(tenant, packet, headers, verdict);
     if verdict.allows() && done == NEXT {
-        report::passed(tenant.slot, packet.len().wrapping_sub(ETHERNET_LEN));
+        report::passed(tenant.slot, verdict.rule(), packet.len().wrapping_sub(ETHERNET_LEN));
     }
     done
 }

@@ -81,7 +81,10 @@ impl Cgroup {
         if !self.path.exists() {
             return;
         }
-        fs::write(self.path.join("cgroup.kill"), "1").expect("cgroup.kill");
+        // Since Linux 5.14; on those before it nothing starts that would have to be killed.
+        if self.is_populated() {
+            fs::write(self.path.join("cgroup.kill"), "1").expect("cgroup.kill");
+        }
         until(Duration::from_secs(10), "a killed cgroup is empty", || !self.is_populated());
         for path in self.below().iter().rev().chain([&self.path]) {
             fs::remove_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

@@ -8,6 +8,7 @@ use crate::{
     Lab, PYTHON,
     launch::Launch,
     process::{Output, Running},
+    wait::patient,
 };
 
 const SERVER: [&str; 5] = [PYTHON, "-I", "-u", "-c", include_str!("cmdsrv.py")];
@@ -60,7 +61,7 @@ impl Inside {
     /// Waits for the end of what [`Self::begin`] started.
     #[track_caller]
     pub fn answer(&mut self, id: usize) -> Output {
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + patient(Duration::from_secs(30));
         loop {
             let found = self
                 .running

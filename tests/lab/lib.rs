@@ -17,6 +17,7 @@
     clippy::missing_panics_doc,
     clippy::panic,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a lab that cannot be built or asked must fail its test at once, and say why"
 )]
 
@@ -47,7 +48,7 @@ pub use crate::{
     gauge::Gauge,
     inside::Inside,
     launch::{Launch, binary},
-    need::{need, skip, unpacked},
+    need::{absent, need, skip, unpacked},
     netns::{Netns, PATH},
     process::{Output, Running},
     sink::{Hit, TCP_PORTS, UDP_PORTS},

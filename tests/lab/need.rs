@@ -20,3 +20,8 @@ pub fn skip(why: &str) {
 pub fn unpacked(package: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/unpacked").join(package)
 }
+
+/// Says that this kernel has no such thing, where `cargo xtask vm` boots one that has: no failure here.
+pub fn absent(what: &str) {
+    println!("ABSENT: {what}");
+}

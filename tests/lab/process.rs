@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::wait::patient;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill, killpg},
@@ -182,7 +183,7 @@ impl Running {
     /// Waits until it says `text` on either stream; panics when it ends first or after `deadline`.
     #[track_caller]
     pub fn says(&mut self, text: &str, deadline: Duration) {
-        let end = Instant::now() + deadline;
+        let end = Instant::now() + patient(deadline);
         while !self.said().contains(text) {
             let over = !self.is_alive() || Instant::now() > end;
             // What it said last may still be in the pipe.
@@ -209,7 +210,7 @@ impl Running {
     /// Waits for its end and nothing else: what it started may live on and hold its output.
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let ended = self.wait_until(Instant::now() + deadline);
+        let ended = self.wait_until(Instant::now() + patient(deadline));
         ended.unwrap_or_else(|| panic!("not ended after {deadline:?}\n{}", self.said()))
     }
 
@@ -217,13 +218,13 @@ impl Running {
     #[track_caller]
     pub fn finish(mut self, deadline: Duration) -> Output {
         self.child.stdin = None;
-        let Some(status) = self.wait_until(self.started + deadline) else {
+        let Some(status) = self.wait_until(self.started + patient(deadline)) else {
             let said = self.said();
             drop(self);
             panic!("not ended after {deadline:?}\n{said}");
         };
         let took = self.started.elapsed();
-        let grace = Instant::now() + Duration::from_secs(3);
+        let grace = Instant::now() + patient(Duration::from_secs(3));
         let closed = self.stdout.closes(grace) && self.stderr.closes(grace);
         assert!(closed, "something that it started outlives it and holds its output\n{}", self.said());
         Output {

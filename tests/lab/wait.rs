@@ -9,9 +9,16 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+/// Deadlines are for a machine that runs tests natively; `EGRESS_LAB_PATIENCE` says how often that long others may take.
+pub(crate) fn patient(deadline: Duration) -> Duration {
+    let times = std::env::var("EGRESS_LAB_PATIENCE").ok().and_then(|times| times.parse().ok());
+    deadline * times.unwrap_or(1)
+}
+
 /// Waits until `condition` holds; panics with `what` after `deadline`.
 #[track_caller]
 pub fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     while !condition() {
         assert!(Instant::now() < end, "not within {deadline:?}: {what}");

@@ -55,6 +55,15 @@ impl<'l> Job<'l> {
         self.spawn(script).finish(Duration::from_secs(30))
     }
 
+    /// Runs a script in the cgroup as root with every capability: what root of the job's own network namespace can do.
+    #[track_caller]
+    pub(crate) fn as_root(&self, script: &str) -> Output {
+        let mut command = self.netns.command("sh");
+        command.args(["-c", script]).current_dir(self.lab.work_dir());
+        self.cgroup.place(&mut command);
+        Running::spawn(command).finish(Duration::from_secs(90))
+    }
+
     /// Starts a script beside the cgroup; [`Self::admit`] moves it in.
     pub(crate) fn outside(&self, script: &str) -> Running {
         Running::spawn(self.command(self.lab.caller(), script))
@@ -78,13 +87,15 @@ impl<'l> Job<'l> {
 
     #[track_caller]
     pub(crate) fn detach(&self) -> Output {
-        self.lab.egressd("detach").flags(&format!("--cgroup {}", self.path())).output()
+        self.lab.egressd("detach").inside(self.lab.outer_ns()).flags(&format!("--cgroup {}", self.path())).output()
     }
 
-    /// `egressd status --cgroup …`: 0 only where a policy is in force.
+    /// `egressd status --cgroup …`: 0 only where a policy is in force. From where the device's host side is: filters are to be
+    /// seen nowhere else.
     #[track_caller]
     pub(crate) fn status(&self) -> (Option<i32>, Value) {
-        let output = self.lab.egressd("status").flags(&format!("--json --cgroup {}", self.path())).output();
+        let status = self.lab.egressd("status").inside(self.lab.outer_ns());
+        let output = status.flags(&format!("--json --cgroup {}", self.path())).output();
         let report: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"));
         (output.code, report["sandboxes"][0].clone())
     }

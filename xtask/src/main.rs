@@ -2,7 +2,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a chore speaks to the terminal")]
 
 mod bench;
+mod budget;
 mod cargo;
+mod cases;
 mod demo;
 mod fuzz;
 mod invoker;
@@ -11,6 +13,7 @@ mod setup;
 mod style;
 mod tally;
 mod test;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -27,14 +30,18 @@ struct Cli {
 enum Chore {
     /// Install what building and testing need, and say what; quick when nothing is missing
     Setup,
-    /// Style, unit tests, root tests, demo: what CI runs
+    /// Style, unit tests, the verifier's budget, root tests, demo, other kernels: what CI runs
     Test(test::Options),
     /// An internet in a box, real curl, and what egressd lets through
     Demo,
     /// Revert production lines one at a time: each must turn its test red
     Mutants(mutants::Options),
+    /// What the kernel's verifier makes of each program, held against egress-ebpf/verified.toml
+    VerifyBudget(budget::Options),
     /// Mutated messages for the DNS half, for as long as one likes
     Fuzz(fuzz::Options),
+    /// The root tests on other kernels, in qemu: a table, or the tests that are named behind --
+    Vm(vm::Options),
     /// What the filter and look-ups cost, beside what people would use otherwise
     Bench(bench::Options),
     /// The bench's traffic, inside a sandbox
@@ -67,6 +74,8 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Test(options) => test::run(&options),
         Chore::Demo => demo::run().map(tally::Tally::is_green),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Vm(options) => vm::run(&options).map(tally::Tally::is_green),
+        Chore::VerifyBudget(options) => budget::run(&options).map(tally::Tally::is_green),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Generate => bench::filter::generator::serve().map(|()| true),
         Chore::Ask { server } => bench::dns::serve(server).map(|()| true),

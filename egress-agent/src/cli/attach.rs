@@ -17,7 +17,7 @@ use std::{
     io::Write as _,
     net::IpAddr,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long a signal may wait for its answer while no event comes.
@@ -124,8 +124,14 @@ impl Attach {
 /// Serves until a signal comes or somebody detaches.
 fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
     let events = sandbox.events();
+    let mut looked: Option<Instant> = None;
     while signals.read_signal().context("cannot read signals")?.is_none() {
-        if sandbox.was_detached() {
+        // Not at every event: it takes a look at files, and the sandbox chooses how many events there are.
+        let due = looked.is_none_or(|looked| looked.elapsed() >= PATIENCE);
+        if due {
+            looked = Some(Instant::now());
+        }
+        if due && sandbox.was_detached() {
             term::say(&format!("{} was detached by another egressd", sandbox.name()));
             // Its pins are gone: there is nothing left to leave closed.
             drop(sandbox.release());

@@ -21,7 +21,10 @@ fn the_definition_holds_together() {
 fn verbs_are_those_of_this_build() {
     let command = Cli::command();
     let verbs: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
-    assert_eq!(verbs, ["run", "attach", "detach", "status", "events", "explain", "check", "doctor", "version"]);
+    assert_eq!(
+        verbs,
+        ["run", "attach", "detach", "status", "events", "explain", "check", "verify", "doctor", "version"]
+    );
     for later in LATER {
         assert!(!verbs.contains(&later));
         assert_eq!(code(&format!("egressd --state-dir /x {later} --whatever")), 2);
@@ -54,13 +57,21 @@ fn usage_errors_are_125_for_run_and_2_for_the_rest() {
 }
 
 #[test]
-fn what_this_build_cannot_do_is_refused_by_name() {
-    for (line, codes) in [
-        ("egressd run --verify -- true", 125),
-        ("egressd attach --cgroup /x --self 198.51.100.7", 2),
-        ("egressd attach --device veth0 --self nobody", 2),
+fn a_guest_is_named_by_its_device_and_its_addresses() {
+    for line in [
+        "egressd attach --self 198.51.100.7",
+        "egressd attach --device veth0 --self nobody",
+        "egressd attach --device veth0 --self 198.51.100.7 --strict",
+        "egressd detach --device veth0 --all",
     ] {
-        assert_eq!(code(line), codes, "{line}");
+        assert_eq!(code(line), 2, "{line}");
+    }
+    for line in [
+        "egressd attach --device veth0 --self 198.51.100.7 2001:db8::7 --allow a.example.com",
+        "egressd attach --device veth0 --self 198.51.100.7 --self 2001:db8::7",
+        "egressd detach --device veth0",
+    ] {
+        assert!(parse(line).is_ok(), "{line}");
     }
 }
 

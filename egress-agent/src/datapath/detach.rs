@@ -1,5 +1,6 @@
 //! Taking links off that others may hold: the end that `egressd detach` asks for.
 
+use super::syscall::bpf;
 use std::{
     ffi::CString,
     fs, io,
@@ -107,13 +108,4 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attribute)?;
     // SAFETY: the call just made this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<i32> {
-    // SAFETY: the attribute, and what it points to, lives through the call, and the kernel takes no more of it than its size.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
-    match i32::try_from(result) {
-        Ok(result @ 0..) => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -3,11 +3,11 @@
 use super::tc::Behind;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapData, MapError},
+    maps::{Map, MapData, MapError, MapInfo},
     pin::PinError,
     programs::{Program, ProgramError},
 };
-use egress_common::{names, sandbox::Identity};
+use egress_common::{event::RULES_AT_ONCE, names, sandbox::Identity};
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -110,6 +110,9 @@ const OTHERS: [(&str, u32, u32); 6] = [
 const RING_BYTES_EACH: u32 = 64 * 1024;
 const RING_BYTES_AT_MOST: u32 = 256 * 1024;
 
+/// A program's name, and how many instructions the verifier walked, or why it refused.
+pub(crate) type Tried = (String, Result<Option<u32>, LoadError>);
+
 /// The loaded programs and their maps.
 pub(crate) struct Programs {
     pub(crate) ebpf: Ebpf,
@@ -127,14 +130,28 @@ impl Programs {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
-        // The verifier writes its log only when asked, and asking costs more than verifying.
-        let quiet = Self::load_at(sandboxes, capacity, listeners, test, VerifierLogLevel::DISABLE);
-        match quiet {
-            Err(LoadError::Program { .. }) => {
-                Self::load_at(sandboxes, capacity, listeners, test, VerifierLogLevel::default())
-            }
-            other => other,
+        quietly(|log| Self::load_at(sandboxes, capacity, listeners, test, log))
+    }
+
+    /// The programs of devices alone, over maps that another process made and pinned, with programs of the same layouts.
+    pub(crate) fn over(maps: &Path, listeners: &Path, behind: Behind) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
         }
+        quietly(|log| {
+            let mut loader = EbpfLoader::new();
+            loader.verifier_log_level(log).map_pin_path(names::map::LISTENERS, listeners);
+            for map in super::tables::PINNED {
+                let path = maps.join(map);
+                let failed = |source| LoadError::Map { map, source: Box::new(source) };
+                let made = MapInfo::from_pin(&path).map_err(failed)?;
+                loader.map_max_entries(map, made.max_entries()).map_pin_path(map, path);
+            }
+            let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+            let mut programs = Self { ebpf };
+            programs.load_device_programs(behind)?;
+            Ok(programs)
+        })
     }
 
     fn load_at(
@@ -154,6 +171,7 @@ impl Programs {
             .map_max_entries(names::map::LIMITS, sandboxes + 1)
             .map_max_entries(names::map::METERS, sandboxes + 1)
             .map_max_entries(names::map::RULES, sandboxes * capacity.rules)
+            .map_max_entries(names::map::PASSED, (sandboxes * capacity.rules).div_ceil(RULES_AT_ONCE as u32))
             .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
             .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
             .map_max_entries(names::map::EVENTS, (sandboxes * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));
@@ -168,8 +186,7 @@ impl Programs {
             loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        let sockets_and_packets = |_: &str, program: &Program| !matches!(program, Program::SchedClassifier(_));
-        load_programs(&mut ebpf, sockets_and_packets)?;
+        load_programs(&mut ebpf, |_, program| !is_of_devices(program))?;
         Ok(Self { ebpf })
     }
 
@@ -185,6 +202,26 @@ impl Programs {
     pub(crate) fn pin_program(&mut self, name: &'static str, path: &Path) -> Result<(), LoadError> {
         let program = self.ebpf.program_mut(name).ok_or(LoadError::MissingMap { map: name })?;
         program.pin(path).map_err(|source| LoadError::Pin { map: name, path: path.into(), source })
+    }
+
+    /// Loads each program by itself, with the smallest maps: how many instructions the verifier walked (`None` where the kernel
+    /// does not tell, before 5.16), or why it refused.
+    pub(crate) fn try_each() -> Result<Vec<Tried>, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::DISABLE);
+        for map in [names::map::RULES, names::map::PERMITS, names::map::NETWORKS] {
+            loader.map_max_entries(map, 16);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        let load = |(name, program): (&str, &mut Program)| {
+            let loaded = load_program(program).and_then(|()| program.info());
+            let failed = |source| LoadError::Program { program: name.to_owned(), source: Box::new(source) };
+            (name.to_owned(), loaded.map(|info| info.verified_instruction_count()).map_err(failed))
+        };
+        Ok(ebpf.programs_mut().map(load).collect())
     }
 
     /// Pins a map under its own name.
@@ -212,6 +249,18 @@ where
     let failed = |source| LoadError::Map { map: name, source: Box::new(source) };
     let map = MapData::from_pin(path).and_then(Map::from_map_data).map_err(failed)?;
     T::try_from(map).map_err(failed)
+}
+
+fn is_of_devices(program: &Program) -> bool {
+    matches!(program, Program::SchedClassifier(_))
+}
+
+/// The verifier writes its log only when asked, and asking costs more than verifying.
+fn quietly(load: impl Fn(VerifierLogLevel) -> Result<Programs, LoadError>) -> Result<Programs, LoadError> {
+    match load(VerifierLogLevel::DISABLE) {
+        Err(LoadError::Program { .. }) => load(VerifierLogLevel::default()),
+        other => other,
+    }
 }
 
 /// Nearly all of the time is the verifier's, which takes no lock for a caller with the capabilities: a second thread halves it.

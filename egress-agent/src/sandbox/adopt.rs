@@ -4,7 +4,7 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::{Builder, rule_lines},
+    attach::Builder,
     build::ABI,
     devices::Devices,
     end::give_back_listener,
@@ -17,7 +17,8 @@ use super::{
     record::{Record, RuleLine},
     recover,
     reporter::{Reporting, about},
-    seat::Seat,
+    seat::{Seat, Set},
+    sent::rule_lines,
     target::Opened,
 };
 use crate::{
@@ -30,7 +31,6 @@ use crate::{
         netns::Netns,
         records::Records,
         state_dir::StateDir,
-        tables::Tables,
     },
     observe::{
         event::{Kind, Subject},
@@ -53,8 +53,8 @@ impl Sandbox {
     /// again, on the same port; what was learned from them stays open as long as it would have been. The policy is the last one
     /// for which [`Sandbox::attach`](super::Builder::attach) or [`Sandbox::update`] had returned.
     ///
-    /// Devices that come later are not put under the verdict any more; [`Sandbox::level`] says so, and is L1 while there is one.
-    /// Call it in the network namespace that has the devices.
+    /// Devices that come later are put under the verdict as before, and so are those that came while nobody served it. Call it
+    /// in the network namespace that has the devices.
     ///
     /// Dropping an adopted sandbox does not detach it.
     ///
@@ -90,9 +90,8 @@ impl Sandbox {
             return Err(unknown());
         }
         let identity = Identity { slot, reserved: 0, nonce: record.nonce };
-        let links = pins.join("links");
-        let hooks = whole(&record, &links)?;
-        let devices = devices_of(&record, &tables, identity, links, directories)?;
+        let hooks = whole(&record, &pins.join("links"))?;
+        let devices = devices_of(&record, &seat.set, identity, pins, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
         let plan = Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())?;
@@ -115,10 +114,13 @@ impl Sandbox {
         let before = recover::image(&tables, slot)?;
         let mut ids = recover::ids(&before, &record, ours);
         let image = compile(&policy, &facts, slot, &mut ids, plan.limits)?;
+        let passed = tables.passed(slot)?;
         exchange(&before, &image, &kernel)?;
+        // What its owner did not come to do any more, or what went while nobody was there.
+        record.devices = kernel.devices.lock().unwrap_or_else(PoisonError::into_inner).shape();
         before.rules.keys().filter(|rule| !image.rules.contains_key(rule)).for_each(|rule| ids.give_back(rule.index));
 
-        let rules = rule_lines(&image);
+        let rules = rule_lines(&image, &record.rules, &passed);
         let directory = Record::directory(directories, &record.name);
         let permits = Permits::new(slot, Arc::clone(&tables), policy.clone(), generation, image);
         permits.recall(permits_file::read(&directory).map_err(Error::file(&directory, "read"))?)?;
@@ -135,7 +137,6 @@ impl Sandbox {
             serving.lead(&mut kernel.devices.lock().unwrap_or_else(PoisonError::into_inner))?;
         }
         let addresses = plan.follow_addresses(&tables, slot)?;
-        record.adopted = true;
         record.served_by(Some(std::process::id()));
         record.next_tag = ids.next_tag();
         record.rules = renewed(record.texts(), rules);
@@ -189,8 +190,7 @@ impl Builder {
             Opened::Guest(_) => sandbox.level(),
         };
         self.refuse_below(&reached)?;
-        sandbox.update(self.policy)?;
-        sandbox.resolve_ahead()?;
+        sandbox.start_over(self.policy)?;
         sandbox.at_drop = AtDrop::Detach;
         Ok(sandbox)
     }
@@ -242,13 +242,13 @@ fn host_of(record: &Record) -> Result<Netns, Error> {
 /// The devices that it was attached with, where they are to be seen.
 fn devices_of(
     record: &Record,
-    tables: &Arc<Tables>,
+    set: &Arc<Set>,
     identity: Identity,
-    links: PathBuf,
+    pins: PathBuf,
     directories: &Directories,
 ) -> Result<Devices, Error> {
     let host = host_of(record)?;
-    let devices = Devices::resume(tables, identity, links, host, record, directories)?;
+    let devices = Devices::resume(set, identity, pins, host, record, directories)?;
     match devices.missing()? {
         Some(hook) => Err(Error::HookGone { name: record.name.clone(), hook }),
         None => Ok(devices),

@@ -13,24 +13,25 @@ use super::{
     nesting::{refuse_nesting, refuse_transient_mounts},
     permits::Permits,
     plan::{Plan, lasting},
-    record::{Record, RuleLine},
+    record::Record,
     reporter::{Reporting, about},
     seat::{Seat, Wanted},
+    sent::rule_lines,
     sharing,
     target::{Guest, Opened, Target},
     undo::{Undo, end_of_pins},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, Image, RuleIds, RuleText, compile, diff},
+    compile::{Facts, Image, RuleIds, compile, diff},
     datapath::{attach, bpffs::PinRoot, state_dir::StateDir},
     level::{Level, Reached},
     observe::event::{Kind, Subject},
     policy::Policy,
 };
-use egress_common::{permit::RuleRef, sandbox::Identity};
+use egress_common::sandbox::Identity;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -252,21 +253,15 @@ impl Builder {
         let mut serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
         let addresses = plan.follow_addresses(&tables, slot)?;
 
-        let hooks = match (on.cgroup(), seat.set.programs()) {
-            (Some(cgroup), Some(mut programs)) => attach::cgroup(
-                &mut programs,
-                &tables,
-                cgroup.fd(),
-                cgroup.id(),
-                identity,
-                &pins.links,
-                fault.as_deref(),
-            )?,
-            (Some(_), None) => return Err(Error::Adopted),
+        let (links, fault) = (&pins.links, fault.as_deref());
+        let hooks = match on.cgroup() {
+            Some(cgroup) => seat.set.on_cgroup(|programs| {
+                Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
+            })?,
             // The device's programs say it all.
-            (None, _) => Vec::new(),
+            None => Vec::new(),
         };
-        let mut devices = Devices::new(&seat.set, &tables, identity, pins.links, &plan, self.tcx, &self.directories)?;
+        let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
         if let Some(serving) = &mut serving {
             serving.lead(&mut devices)?;
         }
@@ -322,14 +317,13 @@ impl Builder {
             nonce: identity.nonce,
             policy: self.policy.to_toml(),
             generation: 1,
-            rules: rule_lines(&permits.in_force().image),
+            rules: rule_lines(&permits.in_force().image, &[], &BTreeMap::new()),
             devices: Vec::new(),
             host_netns: plan.host_netns,
             level: plan.level(self.privileged, &plan.found),
             judged: None,
             // A raw socket is held by the device alone.
             required: self.require.max(self.raw_sockets.then_some(Level::L2)),
-            adopted: false,
             agent_pid: None,
             agent_start: None,
             own_netns: plan.has_namespace(),
@@ -350,15 +344,6 @@ impl Builder {
             _ => Ok(()),
         }
     }
-}
-
-pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let line = |(reference, (_, text)): (&RuleRef, &(_, RuleText))| RuleLine {
-        index: reference.index,
-        tag: reference.tag,
-        text: text.clone(),
-    };
-    image.rules.iter().map(line).collect()
 }
 
 /// Directories of one owner's pins.

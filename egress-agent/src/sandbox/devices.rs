@@ -21,16 +21,18 @@ use crate::datapath::{
 use egress_common::sandbox::{Identity, OnDevice};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
 /// The programs, and the devices that they are on.
 pub(super) struct Devices {
-    /// Who has the programs; none where another process loaded them: the links and filters hold them, and no device can be added.
-    set: Option<Arc<Set>>,
+    /// Who has the programs.
+    set: Arc<Set>,
     tables: Arc<Tables>,
     identity: Identity,
+    /// Where the sandbox's maps and links are pinned.
+    pins: PathBuf,
     links: PathBuf,
     /// Where the devices are: egressd's own namespace.
     pub(super) host: Netns,
@@ -56,9 +58,8 @@ impl Devices {
     /// given, for good: later ones may be of its own making.
     pub(super) fn new(
         set: &Arc<Set>,
-        tables: &Arc<Tables>,
         identity: Identity,
-        links: PathBuf,
+        pins: PathBuf,
         plan: &Plan,
         tcx: bool,
         directories: &Directories,
@@ -69,18 +70,20 @@ impl Devices {
             None if plan.facts.own_netns || !plan.found.devices.is_empty() => device::source_addresses(&plan.netns)?,
             None => BTreeSet::new(),
         };
-        sources.iter().try_for_each(|source| tables.set_source(identity.slot, (*source).into()))?;
+        sources.iter().try_for_each(|source| set.tables.set_source(identity.slot, (*source).into()))?;
         let guest = plan.guest.as_ref().and_then(|_| plan.found.devices.first()).map(|device| device.ifindex);
-        if let (Some(_), Some(mut programs)) = (guest, set.programs()) {
-            programs.load_device_programs(Behind::Guest)?;
-            // Whoever takes the sandbox over has none, and gives it another resolver.
-            programs.pin_program(tc::ANSWERS, &answers(&links))?;
+        if guest.is_some() {
+            // Whoever takes the sandbox over gives it another resolver, without loading anything.
+            set.on_device(&pins.join("maps"), directories, Behind::Guest, |programs| {
+                Ok(programs.pin_program(tc::ANSWERS, &pins.join(tc::ANSWERS))?)
+            })?;
         }
         Ok(Self {
-            set: Some(Arc::clone(set)),
-            tables: Arc::clone(tables),
+            set: Arc::clone(set),
+            tables: Arc::clone(&set.tables),
             identity,
-            links,
+            links: pins.join("links"),
+            pins,
             host,
             host_netns: plan.host_netns,
             name: plan.name.clone(),
@@ -97,29 +100,31 @@ impl Devices {
 
     /// Those of a sandbox that another process attached; they stay when this is dropped. `host` is where they are.
     pub(super) fn resume(
-        tables: &Arc<Tables>,
+        set: &Arc<Set>,
         identity: Identity,
-        links: PathBuf,
+        pins: PathBuf,
         host: Netns,
         record: &Record,
         directories: &Directories,
     ) -> Result<Self, Error> {
+        let links = pins.join("links");
         let held = |line: &DeviceLine| -> Result<_, Error> {
             Ok((line.ifindex, (line.name.clone(), tc::held(line.ifindex, line.held, line.made_clsact, &links)?)))
         };
         Ok(Self {
-            set: None,
-            tables: Arc::clone(tables),
+            set: Arc::clone(set),
+            tables: Arc::clone(&set.tables),
             identity,
+            has_sources: set.tables.has_sources(identity.slot)?,
             placed: record.devices.iter().map(held).collect::<Result<_, _>>()?,
             shaped: record.devices.iter().filter(|line| line.shaped).map(|line| line.ifindex).collect(),
+            pins,
             links,
             host,
             host_netns: record.host_netns,
             name: record.name.clone(),
             directories: directories.clone(),
             tcx: true,
-            has_sources: true,
             guest: match record.target {
                 Target::Guest { ifindex, .. } => Some(ifindex),
                 Target::Cgroup { .. } => None,
@@ -137,7 +142,7 @@ impl Devices {
         let there = resolver.ifindex;
         self.resolver = Some(resolver);
         if let Some(resolver) = &mut self.resolver {
-            self.host.enter(|| resolver.hand_back(&answers(&self.links)))??;
+            self.host.enter(|| resolver.hand_back(&self.pins.join(tc::ANSWERS)))??;
         }
         if let Some(on) = self.tables.device(guest)? {
             // That of an owner that is gone, and of its device.
@@ -229,26 +234,24 @@ impl Devices {
             // Whatever it sent would be of no known source.
             return Err(Error::NoSources);
         }
-        let Some(mut programs) = self.set.as_ref().and_then(|set| set.programs()) else {
-            return Err(Error::Adopted);
-        };
         if self.tables.device(device.ifindex)?.is_some_and(|on| on.identity != self.identity) {
             return Err(Error::DeviceShown { device: device.name.clone() });
         }
-        let behind = if self.guest.is_some() { Behind::Guest } else { Behind::Sandbox };
-        programs.load_device_programs(behind)?;
         let place = Place {
             directories: &self.directories,
             host_netns: self.host_netns,
             ifindex: device.ifindex,
             name: &self.name,
         };
+        let (ifindex, nonce, links) = (device.ifindex, self.identity.nonce, &self.links);
+        let behind = if self.guest.is_some() { Behind::Guest } else { Behind::Sandbox };
         let resolver = self.resolver.as_ref().map_or(0, |resolver| resolver.ifindex);
-        let on = OnDevice { resolver, ..place.join(self.identity, self.tcx, behind)? };
-        self.tables.set_device(device.ifindex, on)?;
-        let placed = tc::attach((&mut programs, behind), device.ifindex, self.identity.nonce, &self.links, self.tcx)?;
-        self.placed.insert(device.ifindex, (device.name.clone(), placed));
-        drop(programs);
+        let placed = self.set.on_device(&self.pins.join("maps"), &self.directories, behind, |programs| {
+            let on = OnDevice { resolver, ..place.join(self.identity, self.tcx, behind)? };
+            self.tables.set_device(ifindex, on)?;
+            Ok(tc::attach((programs, behind), ifindex, nonce, links, self.tcx)?)
+        })?;
+        self.placed.insert(ifindex, (device.name.clone(), placed));
         self.shape_one(device.ifindex);
         Ok(())
     }
@@ -308,11 +311,6 @@ impl Devices {
             tracing::warn!(%error, device = name, "a device that went away stays in the map");
         }
     }
-}
-
-/// Where the program is pinned that hands answers back.
-fn answers(links: &Path) -> PathBuf {
-    links.with_file_name("answers")
 }
 
 /// An attach that came to nothing takes back what no pin's removal takes off.

@@ -71,6 +71,12 @@ pub enum Error {
         /// Its device.
         which: Which,
     },
+    /// Nobody but the guest can make its packets.
+    #[error("{name} is a guest's, and verify tries ways out of a cgroup: try them in the guest")]
+    VerifyGuest {
+        /// The sandbox.
+        name: String,
+    },
     /// Where a guest's questions are answered.
     #[error(transparent)]
     Resolver(#[from] ResolverError),
@@ -169,8 +175,8 @@ pub enum Error {
     /// What a device may send from is taken at attach, and there was nothing to take.
     #[error("the sandbox had no address when it was attached; attach it after its network is set up")]
     NoSources,
-    /// The programs of an adopted sandbox are those that the kernel holds.
-    #[error("whoever adopts a sandbox cannot put another device under its verdict; detach it, and attach it anew")]
+    /// What an adopted sandbox is enforced with was chosen at its attach.
+    #[error("whoever takes a sandbox over takes it with the devices that it has; detach it, and attach it anew")]
     Adopted,
     /// Programs that sandboxes share show one of them on a device.
     #[error(

@@ -3,7 +3,6 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::rule_lines,
     cut::{Connections, Place},
     devices::Devices,
     end::take_down,
@@ -14,6 +13,7 @@ use super::{
     record::Record,
     reporter::{DnsInbox, Reporter, Scene, about},
     seat::Seat,
+    sent::rule_lines,
     sharing,
     target::{Opened, Target},
 };
@@ -97,7 +97,7 @@ pub enum Released {
 }
 
 impl Sandbox {
-    fn record(&self) -> MutexGuard<'_, Record> {
+    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,6 +200,7 @@ impl Sandbox {
         let (text, name) = (policy.to_toml(), policy.name.clone());
         let place = self.place().filter(|_| policy.established == Established::Cut);
         let connections = place.map(Connections::before);
+        let passed = self.kernel.tables.passed(self.slot())?;
         // Nobody asks it before the policy is in force.
         let started =
             opened.map(|opened| opened.serve(&plan, &policy, generation, &self.scene, &self.inbox)).transpose()?;
@@ -234,7 +235,7 @@ impl Sandbox {
         if plan.listens {
             self.plan = plan;
         }
-        let rules = rule_lines(&self.scene.permits.in_force().image);
+        let rules = rule_lines(&self.scene.permits.in_force().image, &self.record().rules, &passed);
         let devices = self.devices().shape();
         let mut record = self.record();
         record.devices = devices;
@@ -254,12 +255,6 @@ impl Sandbox {
         subject.policy = name;
         self.sink.emit(&about(Kind::Reload, &subject));
         Ok(())
-    }
-
-    pub(super) fn resolve_ahead(&self) -> Result<(), Error> {
-        let policy = Arc::clone(&self.scene.permits.in_force().policy);
-        let server = self.server.iter();
-        server.map(|server| Plan::resolve_ahead(&policy, server)).try_for_each(|ahead| Ok(ahead?))
     }
 
     /// Waits until every `proxy` of the policy takes a connection, from the sandbox's network namespace.

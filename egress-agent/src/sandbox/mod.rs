@@ -28,11 +28,13 @@ mod reporter;
 mod ring;
 mod room;
 mod seat;
+mod sent;
 mod sharing;
 mod sleep;
 mod status;
 mod target;
 mod undo;
+mod view;
 
 pub use attach::Builder;
 pub use bandwidth::{BandwidthStatus, How, LimitStatus};
@@ -42,8 +44,10 @@ pub use end::detach;
 pub use error::Error;
 pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
+pub use sent::Sent;
 pub use status::{HookStatus, MapUse, Status, event_files, list};
 pub use target::Which;
+pub(crate) use view::{DeviceView, View, view};
 
 pub use crate::level::{Level, Reached, UnknownLevel};
 

@@ -4,6 +4,7 @@
 use super::{
     Directories,
     error::Error,
+    sent::Since,
     target::{Target, Which},
 };
 use crate::{
@@ -46,8 +47,6 @@ pub(super) struct Record {
     pub(super) judged: Option<Reached>,
     /// The least that must be promised.
     pub(super) required: Option<Level>,
-    /// It was taken over: whoever serves it cannot put devices that come later under the verdict.
-    pub(super) adopted: bool,
     /// The process that serves it.
     pub(super) agent_pid: Option<u32>,
     /// Start time of that process, in clock ticks since boot: a pid alone may be somebody else's by now.
@@ -82,6 +81,9 @@ pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
     pub(super) text: RuleText,
+    /// What had passed by its index when it came.
+    #[serde(default)]
+    pub(super) since: Since,
 }
 
 impl RuleLine {
@@ -182,9 +184,14 @@ impl Record {
 
     /// True once somebody detached the sandbox, also where another one is attached to its cgroup by now.
     pub(super) fn is_taken_down(&self, directories: &Directories) -> bool {
-        let found = Self::read(directories, &self.name);
-        let replaced = found.is_ok_and(|found| found.is_some_and(|found| found.nonce != self.nonce));
-        replaced || !directories.pin.join(&self.name).exists()
+        /// Asked for all the time, of a record that may have thousands of rules.
+        #[derive(Deserialize)]
+        struct Whose {
+            nonce: u64,
+        }
+        let found = fs::read(Self::directory(directories, &self.name).join(FILE)).ok();
+        let found = found.and_then(|text| serde_json::from_slice(&text).ok());
+        found.is_some_and(|Whose { nonce }| nonce != self.nonce) || !directories.pin.join(&self.name).exists()
     }
 
     /// The network namespace in which its devices are, if one of those at hand is it: the caller's, PID 1's, or that of the
@@ -210,8 +217,8 @@ impl Record {
         self.agent_pid.filter(|pid| start_time(*pid).is_some_and(|start| Some(start) == self.agent_start))
     }
 
-    /// What is promised now, as if its devices were its own alone. Devices that come later are judged only while the process that
-    /// attached the sandbox serves it.
+    /// What is promised now, as if its devices were its own alone. Devices that come later are judged only while a process serves
+    /// the sandbox.
     pub(super) fn promised(&self) -> Reached {
         let mut promised = match &self.judged {
             None => self.level.clone(),
@@ -222,9 +229,9 @@ impl Record {
                 Reached { missing, ..self.level.clone() }.minus_those_of(judged)
             }
         };
-        if self.own_netns && (self.adopted || self.agent().is_none()) {
+        if self.own_netns && self.agent().is_none() {
             promised.missing.push(
-                "devices that come later are not judged: only the process that attached the sandbox can put them under the verdict; attach it anew, and without --pin"
+                "devices that come later are not judged: nobody serves the sandbox, who could put them under the verdict; attach it anew, and without --pin"
                     .to_owned(),
             );
             if promised.level >= Some(Level::L2) {

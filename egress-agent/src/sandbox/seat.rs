@@ -9,6 +9,7 @@ use crate::datapath::{
     load::{Capacity, Programs},
     records::Records,
     tables::{Tables, rules_of},
+    tc::Behind,
 };
 use std::{
     ops::Range,
@@ -21,8 +22,7 @@ const GROWTH: u32 = 4;
 
 /// A loaded program set, or the maps of one that another process loaded.
 pub(super) struct Set {
-    /// None where another process loaded them: links and filters hold them.
-    programs: Option<Mutex<Programs>>,
+    programs: Mutex<Held>,
     pub(super) tables: Arc<Tables>,
     pub(super) ring: Ring,
     /// The kernel's number of its event ring, by which it is known whoever loaded it.
@@ -30,6 +30,13 @@ pub(super) struct Set {
     each: Capacity,
     sandboxes: u32,
     seats: Mutex<Seats>,
+}
+
+/// Programs that this process has loaded.
+enum Held {
+    All(Programs),
+    /// Another process loaded the set, and links hold its programs. Of those for devices, ours over the same maps, once one comes.
+    Devices(Option<Programs>),
 }
 
 #[derive(Default)]
@@ -157,19 +164,40 @@ impl Set {
         let tables = Arc::new(Tables::take(&mut programs, maps, sandboxes > 1)?);
         let ring = Ring::new(Records::take(&mut programs)?, &tables);
         let (id, seats) = (Records::id(maps)?, Mutex::default());
-        Ok(Self { programs: Some(Mutex::new(programs)), tables, ring, id, each, sandboxes, seats })
+        Ok(Self { programs: Mutex::new(Held::All(programs)), tables, ring, id, each, sandboxes, seats })
     }
 
     fn open(directories: &Directories, maps: &Path, id: u32) -> Result<Self, Error> {
         let tables = Arc::new(Tables::open(maps, &directories.listeners())?);
         let (sandboxes, each) = Tables::capacity(maps)?;
         let ring = Ring::new(Records::open(maps)?, &tables);
-        Ok(Self { programs: None, tables, ring, id, each, sandboxes, seats: Mutex::default() })
+        let programs = Mutex::new(Held::Devices(None));
+        Ok(Self { programs, tables, ring, id, each, sandboxes, seats: Mutex::default() })
     }
 
-    /// The programs, where this process loaded them.
-    pub(super) fn programs(&self) -> Option<MutexGuard<'_, Programs>> {
-        self.programs.as_ref().map(lock)
+    /// With the programs of cgroups, which whoever loaded the set has alone.
+    pub(super) fn on_cgroup<T>(&self, act: impl FnOnce(&mut Programs) -> Result<T, Error>) -> Result<T, Error> {
+        match &mut *lock(&self.programs) {
+            Held::All(programs) => act(programs),
+            Held::Devices(_) => Err(Error::Adopted),
+        }
+    }
+
+    /// With the programs of devices, loaded when first asked for. `maps` are the pins of any sandbox of the set.
+    pub(super) fn on_device<T>(
+        &self,
+        maps: &Path,
+        directories: &Directories,
+        behind: Behind,
+        act: impl FnOnce(&mut Programs) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match &mut *lock(&self.programs) {
+            Held::All(programs) | Held::Devices(Some(programs)) => {
+                programs.load_device_programs(behind)?;
+                act(programs)
+            }
+            Held::Devices(none) => act(none.insert(Programs::over(maps, &directories.listeners(), behind)?)),
+        }
     }
 
     fn has_room(&self) -> bool {

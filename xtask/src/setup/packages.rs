@@ -39,6 +39,8 @@ pub(crate) const NEEDED: &[Package] = &[
     package("netcat-openbsd", "nc", "real client"),
     package("bind9-dnsutils", "dig", "real client"),
     package("python3", "python3", "real client, and odd sockets"),
+    package("python3-websockets", "", "WebSocket client and server of the lab"),
+    package("nghttp2-server", "nghttpd", "HTTP/2 server of the lab"),
     Package {
         name: "busybox-static",
         instead: &["busybox"],
@@ -60,7 +62,8 @@ pub(crate) const NEEDED: &[Package] = &[
     package("jq", "jq", "reads --json as users do"),
     package("libcap2-bin", "capsh", "tests without capabilities"),
     package("procps", "ps", "looks at processes from outside"),
-    package("qemu-system-x86", "qemu-system-x86_64", "guests with a kernel of their own"),
+    package("qemu-system-x86", "qemu-system-x86_64", "boots other kernels, and guests"),
+    package("kmod", "modprobe", "finds the modules of other kernels"),
 ];
 
 /// What tests run that must not be installed, since that would change the host: unpacked beside the build.
