@@ -103,13 +103,12 @@ impl Drop for Resolver {
         let (ifindex, name) = (self.ifindex, &self.name);
         let gone = |error: &NetlinkError| error.refusal() == Some(libc::ENODEV);
         let remove = || change(&mut Netlink::open(NETLINK_ROUTE)?, libc::RTM_DELLINK, &ifinfomsg(ifindex, 0));
-        match self.host.enter(remove) {
-            Ok(Err(error)) if !gone(&error) => {
-                tracing::warn!(%error, device = name, "the device stays until egressd ends")
-            }
-            Err(error) => tracing::warn!(%error, device = name, "the device stays until egressd ends"),
-            _ => {}
-        }
+        let left = match self.host.enter(remove) {
+            Ok(Err(error)) if !gone(&error) => error.to_string(),
+            Err(error) => error.to_string(),
+            _ => return,
+        };
+        tracing::warn!(error = left, device = name, "the device stays until egressd ends");
     }
 }
 
@@ -169,11 +168,11 @@ fn ifinfomsg(ifindex: u32, flags: i32) -> Vec<u8> {
 fn rtmsg(to: IpAddr, bits: u8, kind: u8, device: u32) -> Vec<u8> {
     // struct rtmsg: family, bits of destination and source, service, table, protocol, scope, type; flags.
     let (family, scope) = match (to, kind) {
-        (IpAddr::V4(_), RTN_LOCAL) => (libc::AF_INET, libc::RT_SCOPE_HOST),
-        (IpAddr::V4(_), _) => (libc::AF_INET, libc::RT_SCOPE_LINK),
-        (IpAddr::V6(_), _) => (libc::AF_INET6, libc::RT_SCOPE_UNIVERSE),
+        (IpAddr::V4(_), RTN_LOCAL) => (libc::AF_INET as u8, libc::RT_SCOPE_HOST),
+        (IpAddr::V4(_), _) => (libc::AF_INET as u8, libc::RT_SCOPE_LINK),
+        (IpAddr::V6(_), _) => (libc::AF_INET6 as u8, libc::RT_SCOPE_UNIVERSE),
     };
-    let mut body = vec![family as u8, bits, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, scope, kind, 0, 0, 0, 0];
+    let mut body = vec![family, bits, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, scope, kind, 0, 0, 0, 0];
     match (to, bits) {
         (_, 0) => {}
         (IpAddr::V4(to), _) => put(&mut body, RTA_DST, &to.octets()),

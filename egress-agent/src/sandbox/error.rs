@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// Where a guest's questions are answered.
     #[error(transparent)]
-    Resolver(#[from] ResolverError),
+    Resolver(Box<ResolverError>),
     /// The network namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -317,6 +317,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<ResolverError> for Error {
+    fn from(error: ResolverError) -> Self {
+        Self::Resolver(Box::new(error))
+    }
 }
 
 impl Error {
