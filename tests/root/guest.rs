@@ -239,7 +239,7 @@ fn what_cannot_be_held_is_refused_by_name() {
         ("--device box0 --self router".to_owned(), 2, "router"),
         (format!("--device br0 --self {BOX}"), 3, "bridge"),
         (format!("--device box0 --self {BOX} --cgroup /x"), 2, "cgroup"),
-        ("".to_owned(), 2, "--device"),
+        (String::new(), 2, "--device"),
     ] {
         try_it(&format!("{flags} {allow}")).exits(code).says(words);
     }

@@ -80,7 +80,9 @@ fn initramfs(modules: &Path) -> Vec<u8> {
         let size = data.len() as u32;
         let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         archive.extend_from_slice(b"070701");
-        fields.iter().for_each(|field| archive.extend_from_slice(format!("{field:08X}").as_bytes()));
+        for field in fields {
+            archive.extend_from_slice(format!("{field:08X}").as_bytes());
+        }
         archive.extend_from_slice(name.as_bytes());
         archive.push(0);
         archive.resize(archive.len().next_multiple_of(4), 0);
