@@ -27,6 +27,8 @@ pub enum Hook {
     Ingress = 8,
     /// tc on the host side of the sandbox's device, packets from the sandbox
     Device = 9,
+    /// The same, packets to a guest
+    DeviceIngress = 10,
 }
 
 /// One event in the ring buffer.

@@ -18,7 +18,7 @@ pub mod map {
     pub const LISTENERS: &str = "LISTENERS";
     /// Hash: ifindex -> [`crate::sandbox::OnDevice`].
     pub const DEVICES: &str = "DEVICES";
-    /// Hash: [`crate::permit::PermitKey`] -> u32, the source addresses that a device may send from.
+    /// Hash: [`crate::permit::PermitKey`] -> [`crate::sandbox::Station`], the source addresses that a device may send from.
     pub const SOURCES: &str = "SOURCES";
     /// LRU hash: [`crate::packet::FlowKey`] -> [`crate::verdict::FlowState`].
     pub const FLOWS: &str = "FLOWS";

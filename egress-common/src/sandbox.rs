@@ -30,9 +30,16 @@ pub struct OnDevice {
     pub mark: u64,
     /// 0 for the one that is asked last; the others leave to it what they do not allow.
     pub place: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Of a guest's device: the one that leads to its resolver, by ifindex; 0 = port 53 is denied. Of that one: the guest's.
+    pub resolver: u32,
 }
+
+/// MAC address of the resolver's end of the device that leads there: the namespace behind it has no other.
+pub const RESOLVER_MAC: [u8; 6] = [0x02, b'e', b'g', b'r', 0, 53];
+
+/// Value of the table of source addresses: the MAC address that its last question to a resolver came from, as it lies in
+/// memory, in the lower 48 bits; 0 before the first.
+pub type Station = u64;
 
 /// Value of the sandbox table, an array indexed by slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]

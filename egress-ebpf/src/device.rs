@@ -22,8 +22,8 @@ use egress_common::{
 };
 
 /// Ours has no objection: the next program decides. In the clsact fallback the same number means "as configured".
-const NEXT: i32 = -1;
-const DROP: i32 = 2;
+pub(crate) const NEXT: i32 = -1;
+pub(crate) const DROP: i32 = 2;
 
 /// Frames from the sandbox.
 #[classifier]
@@ -32,7 +32,7 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let Some((tenant, on)) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
     let headers = room.clear();
-    let mut verdict = judge_frame(tenant, packet, headers);
+    let verdict = judge_frame(tenant, packet, headers);
     if on.mark != 0 {
         if verdict.allows() {
             packet.set_mark(on.mark);
@@ -40,9 +40,15 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
             return NEXT;
         }
     }
+    // Of a frame on a shared device nobody knows whose it is; its sockets are metered at the cgroup.
+    if verdict.allows() && on.mark != 0 { NEXT } else { conclude(tenant, packet, headers, verdict) }
+}
+
+/// What becomes of a frame from the sandbox, at a device that it has alone.
+#[inline(always)]
+pub(crate) fn conclude(tenant: Tenant, packet: Packet, headers: &Headers, mut verdict: Verdict) -> i32 {
     if verdict.allows() {
-        // Of a frame on a shared device nobody knows whose it is; its sockets are metered at the cgroup.
-        if on.mark != 0 || tenant.sandbox.flags & flags::METERED_EGRESS == 0 || verdict.is(Reason::Neighbour) {
+        if tenant.sandbox.flags & flags::METERED_EGRESS == 0 || verdict.is(Reason::Neighbour) {
             return NEXT;
         }
         match rate::meter(tenant, packet, Place::DeviceEgress) {
@@ -80,26 +86,30 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
             // The cgroup hook refuses what is not welcome, with an event; here the memory alone matters.
             let _welcome = admit(tenant, headers);
         }
-        let metered = on.mark == 0 && tenant.sandbox.flags & flags::METERED_INGRESS != 0;
-        if metered
-            && !neighbour::is_discovery(&headers.flow)
-            && !matches!(rate::meter(tenant, packet, Place::DeviceIngress), Metered::Passed)
-        {
+        if on.mark == 0 && !keeps_to_rate(tenant, packet, headers) {
             return DROP;
         }
     }
     NEXT
 }
 
+/// False where a frame to the sandbox comes too fast.
 #[inline(always)]
-fn device_tenant(packet: Packet) -> Option<(Tenant, OnDevice)> {
+pub(crate) fn keeps_to_rate(tenant: Tenant, packet: Packet, headers: &Headers) -> bool {
+    tenant.sandbox.flags & flags::METERED_INGRESS == 0
+        || neighbour::is_discovery(&headers.flow)
+        || matches!(rate::meter(tenant, packet, Place::DeviceIngress), Metered::Passed)
+}
+
+#[inline(always)]
+pub(crate) fn device_tenant(packet: Packet) -> Option<(Tenant, OnDevice)> {
     // SAFETY: a small value, copied at once; a torn identity names no slot's nonce.
     let on = unsafe { DEVICES.get(&packet.ifindex()) }.copied()?;
     Some((tenant_of(&on.identity)?, on))
 }
 
 #[inline(always)]
-fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers) -> Verdict {
+pub(crate) fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers) -> Verdict {
     if packet.has_vlan() {
         return Reason::EtherType.into();
     }

@@ -7,6 +7,7 @@
 //! | `packet` | cgroup_skb egress and ingress |
 //! | `rate` | sock_ops |
 //! | `device` | tc on the host side of a sandbox's device |
+//! | `guest` | tc on the host side of a guest's device, and of the one that leads to its resolver |
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -27,6 +28,8 @@ mod context;
 mod device;
 #[cfg(target_arch = "bpf")]
 mod flows;
+#[cfg(target_arch = "bpf")]
+mod guest;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -22,7 +22,7 @@ use egress_common::{
         Grant, Match, NETWORK_SLOT_BITS, NEVER_NS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by,
     },
     question::{Asked, Question},
-    sandbox::{Identity, OnDevice, Sandbox},
+    sandbox::{Identity, OnDevice, Sandbox, Station},
     verdict::{
         FlowState, ListenerKey, Reason, Tables, Verdict, decide, judge_grant_by, judge_loopback, judge_network, route,
     },
@@ -45,7 +45,7 @@ pub(crate) static LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entri
 #[map]
 pub(crate) static DEVICES: HashMap<u32, OnDevice> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static SOURCES: HashMap<PermitKey, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+pub(crate) static SOURCES: HashMap<PermitKey, Station> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(1024, 0);
 #[map]

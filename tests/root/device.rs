@@ -37,29 +37,29 @@ fn attach(lab: &Lab, builder: sandbox::Builder) -> Result<Sandbox, Error> {
 }
 
 /// Frames to an address that the policy names and to one that it does not, as root of the namespace makes them.
-struct Hand<'l> {
+pub(crate) struct Hand<'l> {
     lab: &'l Lab,
     probe: String,
     mac: String,
 }
 
 impl<'l> Hand<'l> {
-    fn new(lab: &'l Lab) -> Self {
+    pub(crate) fn new(lab: &'l Lab) -> Self {
         Self { lab, probe: lab.probe("frame.py"), mac: lab.sink_mac() }
     }
 
-    fn send(&self, from: &Netns, device: &str, src: &str, dst: IpAddr, word: &str) {
+    pub(crate) fn send(&self, from: &Netns, device: &str, src: &str, dst: IpAddr, word: &str) {
         let Self { lab, probe, mac } = self;
         from.sh(&format!("{probe} {device} {mac} {src} {dst} 9 {}", lab.token(word))).exits(0);
     }
 
-    fn arrived(&self, word: &str) -> usize {
+    pub(crate) fn arrived(&self, word: &str) -> usize {
         self.lab.frames().iter().filter(|frame| frame.carries(&self.lab.token(word))).count()
     }
 
     /// Asserts that the device lets through what the policy names, and nothing else.
     #[track_caller]
-    fn is_judged(&self, from: &Netns, device: &str, word: &str) {
+    pub(crate) fn is_judged(&self, from: &Netns, device: &str, word: &str) {
         let (ok, evil, spoofed) = (format!("{word}-ok"), format!("{word}-evil"), format!("{word}-spoofed"));
         self.send(from, device, &BOX.to_string(), EVIL, &evil);
         self.send(from, device, ELSEWHERE, OK, &spoofed);
@@ -69,7 +69,7 @@ impl<'l> Hand<'l> {
 
     /// The control: the same frame arrives where nobody enforces.
     #[track_caller]
-    fn is_open(&self, from: &Netns, device: &str, word: &str) {
+    pub(crate) fn is_open(&self, from: &Netns, device: &str, word: &str) {
         self.send(from, device, &BOX.to_string(), EVIL, word);
         assert_eq!(self.arrived(word), 1, "{word}");
     }

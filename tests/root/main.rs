@@ -28,6 +28,7 @@ mod ends;
 mod escape;
 mod flood;
 mod foreign;
+mod guest;
 mod headers;
 mod job;
 mod kernel;

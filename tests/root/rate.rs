@@ -55,7 +55,7 @@ fn holds(what: &str, configured: f64, mut measure: impl FnMut() -> f64) {
         seen.push(format!("{ratio:.3}"));
         assert!(ratio <= 1.05, "{what}: {seen:?} of the rate");
         if ratio >= 0.9 {
-            return println!("{what}: {seen:?} of the rate");
+            return;
         }
     }
     panic!("{what}: {seen:?} of the rate");

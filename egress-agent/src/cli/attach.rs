@@ -15,6 +15,7 @@ use nix::sys::{
 use std::{
     fs::{File, OpenOptions},
     io::Write as _,
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -22,12 +23,14 @@ use std::{
 /// How long a signal may wait for its answer while no event comes.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Enforce a policy on a cgroup that exists
+/// Enforce a policy on a cgroup that exists, or on a guest behind a device
 ///
-/// Stays in the foreground and answers DNS. A signal ends it: an empty cgroup is detached, a populated one stays closed
-/// until `egressd detach`.
+/// Stays in the foreground and answers DNS. A signal ends it: an empty cgroup is detached, a populated one and a guest stay
+/// closed until `egressd detach`.
 #[derive(Args, Debug)]
-#[command(after_help = "Example: egressd attach --cgroup /ci.slice/job-1 --allow github.com")]
+#[command(
+    after_help = "Examples: egressd attach --cgroup /ci.slice/job-1 --allow github.com\n          egressd attach --device tap0 --self 192.0.2.2 --allow github.com"
+)]
 pub(super) struct Attach {
     #[command(flatten)]
     policy: PolicyFlags,
@@ -36,12 +39,13 @@ pub(super) struct Attach {
     /// Its network namespace where that is not egressd's own, e.g. --netns /proc/4121/ns/net
     #[arg(long, value_name = "NAME|PATH", env = "EGRESSD_NETNS", hide_env_values = true)]
     netns: Option<PathBuf>,
-    /// Host side of the sandbox's device, to judge what passes no socket hook, e.g. --device veth0
+    /// Host side of the sandbox's device, to judge what passes no socket hook, or of the guest that --self is about, e.g. --device
+    /// tap0
     #[arg(long, value_name = "IFNAME", env = "EGRESSD_DEVICE", hide_env_values = true)]
     device: Option<String>,
-    /// Addresses of a guest behind the device
-    #[arg(long = "self", value_name = "ADDR", hide = true)]
-    own: Vec<String>,
+    /// Addresses of a guest behind the device, which may send from these alone, e.g. --self 192.0.2.2 --self 2001:db8::2
+    #[arg(long = "self", value_name = "ADDR", num_args = 1.., requires = "device", conflicts_with_all = ["netns", "strict"])]
+    own: Vec<IpAddr>,
     /// Refuse if the cgroup holds sockets that no hook can judge
     #[arg(long, env = "EGRESSD_STRICT", hide_env_values = true, value_parser = clap::builder::BoolishValueParser::new())]
     strict: bool,
@@ -58,7 +62,7 @@ pub(super) struct Attach {
 
 /// The cgroup, by its path or by a process in it.
 #[derive(Args, Debug)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Target {
     /// The cgroup, e.g. --cgroup /ci.slice/job-1
     #[arg(long, value_name = "PATH", env = "EGRESSD_CGROUP", hide_env_values = true)]
@@ -69,24 +73,17 @@ struct Target {
 }
 
 impl Target {
-    fn open(&self) -> Result<Cgroup> {
+    fn open(&self) -> Result<Option<Cgroup>> {
         let mount = CgroupMount::find()?;
         Ok(match (&self.cgroup, self.pid) {
-            (Some(path), _) => Cgroup::open(&mount, path)?,
-            (None, Some(pid)) => Cgroup::of_process(&mount, pid)?,
-            (None, None) => Cgroup::own(&mount)?,
+            (Some(path), _) => Some(Cgroup::open(&mount, path)?),
+            (None, Some(pid)) => Some(Cgroup::of_process(&mount, pid)?),
+            (None, None) => None,
         })
     }
 }
 
 impl Attach {
-    pub(super) fn refuse_later(&self) -> Result<(), Refused> {
-        if self.own.is_empty() {
-            return Ok(());
-        }
-        Err(Refused::NotInThisBuild { flag: "--self".to_owned(), fix: "name the sandbox's cgroup" })
-    }
-
     pub(super) fn act(self, directories: &Directories) -> Result<u8> {
         let policy = self.policy.load()?;
         if self.pin {
@@ -96,16 +93,16 @@ impl Attach {
         // Before the sandbox starts threads, so that they inherit the mask and the signals come here.
         let signals = if self.pin { None } else { Some(catch_signals()?) };
 
-        let mut builder = Sandbox::builder(policy)
-            .cgroup(self.target.open()?.path())
-            .dirs(directories.clone())
-            .strict(self.strict)
-            .outlives(true);
+        let mut builder = Sandbox::builder(policy).dirs(directories.clone()).strict(self.strict).outlives(true);
+        builder = match (self.target.open()?, self.device) {
+            (Some(cgroup), None) if self.own.is_empty() => builder.cgroup(cgroup.path()),
+            (Some(cgroup), Some(device)) if self.own.is_empty() => builder.cgroup(cgroup.path()).device(device),
+            (None, Some(device)) => builder.guest(device, self.own),
+            (None, None) => return Err(Refused::NoTarget.into()),
+            (Some(_), _) => return Err(Refused::CgroupAndGuest.into()),
+        };
         if let Some(netns) = self.netns {
             builder = builder.netns(netns);
-        }
-        if let Some(device) = self.device {
-            builder = builder.device(device);
         }
         if let Some(level) = self.require {
             builder = builder.require(level);
@@ -153,13 +150,12 @@ fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
             return Ok(Exit::Lost.into());
         }
     }
-    let name = sandbox.name().to_owned();
+    let (name, is_guest) = (sandbox.name().to_owned(), sandbox.is_guest());
     match sandbox.release()? {
         Released::Detached => {}
         Released::Enforced => {
-            term::say(&format!(
-                "{name} has processes: it stays closed and nobody answers its DNS; egressd detach opens it"
-            ));
+            let whose = if is_guest { "is a guest's" } else { "has processes" };
+            term::say(&format!("{name} {whose}: it stays closed and nobody answers its DNS; egressd detach opens it"));
         }
     }
     Ok(Exit::Done.into())

@@ -1,6 +1,6 @@
 //! `egressd events`: what happened, and what happens.
 
-use super::{exit::Exit, term};
+use super::{exit::Exit, term, which::One};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use egress_agent::{
@@ -26,9 +26,8 @@ pub(super) struct Events {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// Only the sandbox on this cgroup, e.g. --cgroup /ci.slice/job-1
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    one: One,
     /// Only events with this verdict, e.g. --verdict deny
     #[arg(long, value_name = "VERDICT")]
     verdict: Option<Wanted>,
@@ -57,7 +56,8 @@ impl Wanted {
 
 impl Events {
     pub(super) fn act(self, directories: &Directories) -> Result<u8> {
-        let mut files = sandbox::event_files(directories, self.cgroup.as_deref())?;
+        let which = self.one.which();
+        let mut files = sandbox::event_files(directories, which.as_ref())?;
         let mut tails: BTreeMap<PathBuf, Tail> = BTreeMap::new();
         let mut gone = false;
         loop {
@@ -77,10 +77,10 @@ impl Events {
             }
             tails.retain(|file, _| files.contains(file));
             std::thread::sleep(INTERVAL);
-            files = match sandbox::event_files(directories, self.cgroup.as_deref()) {
+            files = match sandbox::event_files(directories, which.as_ref()) {
                 Ok(files) => files,
                 // The one sandbox that was asked for has ended.
-                Err(_) if self.cgroup.is_some() => {
+                Err(_) if which.is_some() => {
                     gone = true;
                     Vec::new()
                 }

@@ -32,9 +32,12 @@ impl From<Exit> for u8 {
 /// What was asked for cannot be done, before anything was touched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
-    /// In the contract, not in this build: never ignored.
-    #[error("{flag}: this build cannot do that yet; {fix}")]
-    NotInThisBuild { flag: String, fix: &'static str },
+    /// Nothing to attach to.
+    #[error("name what is to be enforced: --cgroup PATH, --pid PID, or a guest by --device IFNAME --self ADDR")]
+    NoTarget,
+    /// `--self` is about guests.
+    #[error("--self is about a guest behind a device, which has no cgroup; leave --cgroup and --pid out, or --self")]
+    CgroupAndGuest,
     /// `--pin` leaves nobody to answer DNS.
     #[error(
         "--pin: the policy has names, and nobody would answer for them once this command returns; \

@@ -1,6 +1,6 @@
 //! `egressd explain`: what holds for one destination, and why.
 
-use super::{exit::Exit, exit::Refused, term};
+use super::{exit::Exit, exit::Refused, term, which::One};
 use anyhow::Result;
 use clap::Args;
 use egress_agent::{
@@ -9,7 +9,6 @@ use egress_agent::{
     sandbox::{self, Directories, Explanation},
 };
 use serde::Serialize;
-use std::path::PathBuf;
 
 /// Say whether a destination is allowed or denied, by which rule and until when
 #[derive(Args, Debug)]
@@ -18,9 +17,8 @@ pub(super) struct Explain {
     /// Name, address or network, with ports where those matter, e.g. 198.51.100.7:5432/tcp
     #[arg(value_name = "DEST")]
     destination: String,
-    /// In the sandbox on this cgroup; needed where there are several, e.g. --cgroup /ci.slice/job-1
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    one: One,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +36,7 @@ impl Explain {
             .destination
             .parse()
             .map_err(|source| Refused::Destination { text: self.destination.clone(), source })?;
-        let explanations = sandbox::explain(directories, self.cgroup.as_deref(), &destination)?;
+        let explanations = sandbox::explain(directories, self.one.which().as_ref(), &destination)?;
         if self.json {
             term::out(&to_json(&explanations)?)?;
         } else {

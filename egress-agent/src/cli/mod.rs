@@ -15,6 +15,7 @@ mod summary_file;
 mod term;
 mod verify;
 mod version;
+mod which;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
@@ -122,19 +123,7 @@ fn command_line(words: &[OsString]) -> u8 {
     }
 }
 
-impl Verb {
-    /// Flags of the contract that this build cannot honour are errors, never ignored.
-    fn refuse_later(&self) -> Result<(), exit::Refused> {
-        match self {
-            Self::Attach(attach) => attach.refuse_later(),
-            Self::Detach(detach) => detach.refuse_later(),
-            _ => Ok(()),
-        }
-    }
-}
-
 fn act(verb: Verb, directories: &Directories) -> Result<u8> {
-    verb.refuse_later()?;
     match verb {
         Verb::Run(run) => run::run(*run, directories),
         Verb::Attach(attach) => attach.act(directories),

@@ -1,24 +1,23 @@
 //! `egressd status`: what is in force now, as the kernel has it.
 
-use super::{exit::Exit, term};
+use super::{exit::Exit, term, which::One};
 use anyhow::Result;
 use clap::Args;
 use egress_agent::{
     observe::{escape, event::SCHEMA},
-    sandbox::{self, Directories, Reached},
+    sandbox::{self, Directories, Reached, Which},
 };
 use serde::Serialize;
 use std::path::PathBuf;
 
 /// List sandboxes with level, hooks, policy and counters
 ///
-/// With --cgroup it exits 0 only where a policy is in force on that cgroup.
+/// With --cgroup or --device it exits 0 only where a policy is in force there.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: egressd status --json")]
 pub(super) struct Status {
-    /// Only the sandbox on this cgroup, e.g. --cgroup /ci.slice/job-1
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    one: One,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -33,19 +32,27 @@ struct Report<'a> {
 impl Status {
     pub(super) fn act(self, directories: &Directories) -> Result<u8> {
         let mut found = sandbox::list(directories)?;
-        if let Some(asked) = &self.cgroup {
-            let asked = name_of(asked);
-            found.retain(|status| status.cgroup.as_deref().is_some_and(|cgroup| asked.as_os_str() == cgroup));
+        let asked = self.one.which();
+        match &asked {
+            Some(Which::Cgroup(path)) => {
+                let name = name_of(path);
+                found.retain(|status| status.cgroup.as_deref().is_some_and(|cgroup| name.as_os_str() == cgroup));
+            }
+            // The device of a cgroup's sandbox names no guest.
+            Some(Which::Device(name)) => {
+                found.retain(|status| status.cgroup.is_none() && status.device.as_ref() == Some(name));
+            }
+            None => {}
         }
         if self.json {
             term::out(&to_json(&found)?)?;
         } else {
             table(&found).print()?;
         }
-        // Whoever names a cgroup wants to know of that one: none there is as bad as one without hooks.
-        let lost = found.iter().any(|status| !status.in_force) || (self.cgroup.is_some() && found.is_empty());
-        if let (Some(cgroup), true) = (&self.cgroup, found.is_empty()) {
-            term::say(&format!("no policy is in force on {}", cgroup.display()));
+        // Whoever names one wants to know of that one: none there is as bad as one without hooks.
+        let lost = found.iter().any(|status| !status.in_force) || (asked.is_some() && found.is_empty());
+        if let (Some(which), true) = (asked, found.is_empty()) {
+            term::say(&format!("no policy is in force on {which}"));
         }
         Ok(if lost { Exit::Lost } else { Exit::Done }.into())
     }

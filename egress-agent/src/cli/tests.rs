@@ -57,16 +57,21 @@ fn usage_errors_are_125_for_run_and_2_for_the_rest() {
 }
 
 #[test]
-fn what_this_build_cannot_do_is_refused_by_name() {
-    for (line, flag) in [
-        ("egressd attach --cgroup /x --self 198.51.100.7", "--self"),
-        ("egressd detach --device veth0", "--device veth0"),
+fn a_guest_is_named_by_its_device_and_its_addresses() {
+    for line in [
+        "egressd attach --self 198.51.100.7",
+        "egressd attach --device veth0 --self nobody",
+        "egressd attach --device veth0 --self 198.51.100.7 --strict",
+        "egressd detach --device veth0 --all",
     ] {
-        // Before anything is done: the line is read here, and not carried out.
-        let refused = parse(line).unwrap().verb.refuse_later().unwrap_err();
-        assert!(refused.to_string().starts_with(flag), "{line}: {refused}");
-        let error = anyhow::Error::new(refused);
-        assert_eq!(Exit::of(&error), 2, "{line}");
+        assert_eq!(code(line), 2, "{line}");
+    }
+    for line in [
+        "egressd attach --device veth0 --self 198.51.100.7 2001:db8::7 --allow a.example.com",
+        "egressd attach --device veth0 --self 198.51.100.7 --self 2001:db8::7",
+        "egressd detach --device veth0",
+    ] {
+        assert!(parse(line).is_ok(), "{line}");
     }
 }
 

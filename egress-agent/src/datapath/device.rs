@@ -27,9 +27,19 @@ pub enum DeviceError {
     #[error("cannot ask the kernel about the devices of this network namespace")]
     Netlink(#[from] NetlinkError),
     /// No such device.
-    #[error("there is no network device {device:?} in this network namespace: `ip link` lists them")]
+    #[error(
+        "there is no network device {device:?} in this network namespace: `ip link` lists them; run egressd in the namespace that has it"
+    )]
     NotFound {
         /// The name as it was given.
+        device: String,
+    },
+    /// XDP programs are asked before any of ours, and may hand frames to other devices.
+    #[error(
+        "an XDP program on {device} is asked before egressd's and may send frames past it: take it off with `ip link set {device} xdp off`"
+    )]
+    Outranked {
+        /// Its name.
         device: String,
     },
     /// A device that is no sandbox's or guest's alone.
@@ -136,7 +146,15 @@ pub fn by_name(name: &str) -> Result<Device, DeviceError> {
         return Err(missing());
     }
     let link = link::by_name(&mut Netlink::open(NETLINK_ROUTE)?, name)?.ok_or_else(missing)?;
+    if link.has_xdp {
+        return Err(DeviceError::Outranked { device: link.name });
+    }
     device(&link, None)
+}
+
+/// The device with this index in the calling thread's namespace, None where there is none.
+pub(crate) fn by_index(ifindex: u32) -> Result<Option<Device>, DeviceError> {
+    link::by_index(&mut Netlink::open(NETLINK_ROUTE)?, ifindex)?.map(|link| device(&link, None)).transpose()
 }
 
 /// What a sandbox may use as source addresses at its devices: all of its own now, but loopback.

@@ -10,6 +10,8 @@ const IFINFOMSG: usize = 16;
 const RTGENMSG: usize = 4;
 // include/uapi/linux/if_link.h, net_namespace.h, rtnetlink.h
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_NETKIT_MODE: u16 = 5;
@@ -39,6 +41,8 @@ pub(super) struct Link {
     pub(super) netnsid: Option<i32>,
     /// A netkit whose packets have no MAC header.
     pub(super) netkit_l3: bool,
+    /// An XDP program is asked before all others.
+    pub(super) has_xdp: bool,
 }
 
 /// All devices of the namespace of `netlink`.
@@ -51,7 +55,18 @@ pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Link>, NetlinkError> {
 pub(super) fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, NetlinkError> {
     let mut body = body();
     put(&mut body, libc::IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
-    match netlink.call(Request { name: GETLINK, kind: libc::RTM_GETLINK, body: &body }) {
+    one(netlink, &body)
+}
+
+/// The device with this index, None where there is none.
+pub(super) fn by_index(netlink: &mut Netlink, ifindex: u32) -> Result<Option<Link>, NetlinkError> {
+    let mut body = body();
+    body.splice(4..8, ifindex.to_ne_bytes());
+    one(netlink, &body)
+}
+
+fn one(netlink: &mut Netlink, body: &[u8]) -> Result<Option<Link>, NetlinkError> {
+    match netlink.call(Request { name: GETLINK, kind: libc::RTM_GETLINK, body }) {
         Ok(replies) => Ok(links(&replies)?.into_iter().next()),
         Err(error) if error.refusal() == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
@@ -98,6 +113,10 @@ fn link(reply: &Reply) -> Result<Link, DecodeError> {
             (libc::IFLA_LINK, value) => link.leads_to = word(value),
             (IFLA_LINK_NETNSID, value) => link.netnsid = word(value).map(u32::cast_signed),
             (libc::IFLA_LINKINFO, value) => link_info(value, &mut link)?,
+            (IFLA_XDP, value) => {
+                // One byte, XDP_ATTACHED_NONE = 0.
+                link.has_xdp = attributes(value).flatten().any(|(kind, how)| kind == IFLA_XDP_ATTACHED && how != [0]);
+            }
             _ => {}
         }
     }
@@ -181,6 +200,7 @@ mod tests {
             leads_to: Some(9),
             netnsid: Some(3),
             netkit_l3: false,
+            has_xdp: false,
         };
         assert_eq!(link(&veth).unwrap(), expected);
     }

@@ -8,12 +8,14 @@ use super::{
     netlink::{Netlink, Request},
     netns::{Netns, NetnsError},
 };
+use egress_common::destination::DNS_PORT;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-        sockopt::{RcvBuf, RcvBufForce},
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrLike as _, SockaddrStorage, bind, getsockname, listen,
+        setsockopt, socket,
+        sockopt::{IpTransparent, Ipv4PacketInfo, Ipv6RecvPacketInfo, Ipv6V6Only, RcvBuf, RcvBufForce},
     },
 };
 use rand::seq::SliceRandom as _;
@@ -148,6 +150,25 @@ const fn loopback(flags: u8) -> [u8; 16] {
     [0, 0, 0, 0, i0, i1, i2, i3, f0, f1, f2, f3, f0, f1, f2, f3]
 }
 
+impl Netns {
+    /// Opens listeners on port 53 of every address, where the namespace has been made so that every address is its own
+    /// ([`super::resolver`]): their answers bear the address that was asked, which UDP is told for each question.
+    pub(crate) fn open_for_every_address(&self, v6: bool) -> Result<Listeners, ListenError> {
+        let addresses =
+            [IpAddr::from(Ipv4Addr::UNSPECIFIED)].into_iter().chain(v6.then(|| Ipv6Addr::UNSPECIFIED.into()));
+        let mut listeners = Listeners { port: DNS_PORT, udp: Vec::new(), tcp: Vec::new() };
+        self.enter(|| {
+            for ip in addresses {
+                let address = SocketAddr::new(ip, DNS_PORT);
+                let failed = |source| ListenError::Socket { netns: self.name().into(), address, source };
+                listeners.udp.push(open(address, SockType::Datagram).map_err(failed)?.into());
+                listeners.tcp.push(open(address, SockType::Stream).map_err(failed)?.into());
+            }
+            Ok(listeners)
+        })?
+    }
+}
+
 /// What happens on the thread that entered the namespace.
 #[derive(Clone, Copy)]
 struct Inside<'a>(&'a Netns);
@@ -224,12 +245,30 @@ fn open(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Errno> {
         // Without CAP_NET_ADMIN in that namespace: as much as net.core.rmem_max gives.
         setsockopt(&fd, RcvBuf, &UDP_RECEIVE_BYTES)?;
     }
+    if address.ip().is_unspecified() {
+        for_every_address(&fd, kind)?;
+    }
     // Bound to ::1, a socket takes IPv6 alone (`__inet6_bind` in net/ipv6/af_inet6.c).
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     if kind == SockType::Stream {
         listen(&fd, Backlog::new(TCP_BACKLOG)?)?;
     }
     Ok(fd)
+}
+
+/// Has a socket say which address was asked, and lets it answer as any.
+fn for_every_address(fd: &OwnedFd, kind: SockType) -> Result<(), Errno> {
+    // At the level of IPv4 for both families (`ipv6_setsockopt` in net/ipv6/ipv6_sockglue.c).
+    setsockopt(fd, IpTransparent, &true)?;
+    let is_v4 = getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family() == Some(AddressFamily::Inet);
+    if !is_v4 {
+        setsockopt(fd, Ipv6V6Only, &true)?;
+    }
+    match (kind, is_v4) {
+        (SockType::Datagram, true) => setsockopt(fd, Ipv4PacketInfo, &true),
+        (SockType::Datagram, false) => setsockopt(fd, Ipv6RecvPacketInfo, &true),
+        _ => Ok(()),
+    }
 }
 
 /// The ports of `ports` that qualify, whoever has them now.

@@ -1,5 +1,6 @@
 //! The kernel half, loaded once for several sandboxes of a process.
 
+use super::tc::Behind;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, MapInfo},
@@ -34,7 +35,7 @@ pub enum LoadError {
         source: Box<ProgramError>,
     },
     /// The object lacks a map that the agent knows: two halves of different builds.
-    #[error("the BPF object has no map {map}; build egressd again")]
+    #[error("the BPF object has no {map}; build egressd again")]
     MissingMap {
         /// Its name.
         map: &'static str,
@@ -49,7 +50,7 @@ pub enum LoadError {
         source: Box<MapError>,
     },
     /// A map could not be pinned.
-    #[error("cannot pin the BPF map {map} at {}; is the bpffs there full or read-only?", path.display())]
+    #[error("cannot pin the BPF object {map} at {}; is the bpffs there full or read-only?", path.display())]
     Pin {
         /// Its name.
         map: &'static str,
@@ -133,7 +134,7 @@ impl Programs {
     }
 
     /// The programs of devices alone, over maps that another process made and pinned, with programs of the same layouts.
-    pub(crate) fn over(maps: &Path, listeners: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn over(maps: &Path, listeners: &Path, behind: Behind) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
@@ -146,9 +147,10 @@ impl Programs {
                 let made = MapInfo::from_pin(&path).map_err(failed)?;
                 loader.map_max_entries(map, made.max_entries()).map_pin_path(map, path);
             }
-            let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-            load_programs(&mut ebpf, is_of_devices)?;
-            Ok(Self { ebpf })
+            let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+            let mut programs = Self { ebpf };
+            programs.load_device_programs(behind)?;
+            Ok(programs)
         })
     }
 
@@ -184,16 +186,22 @@ impl Programs {
             loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        load_programs(&mut ebpf, |program| !is_of_devices(program))?;
+        load_programs(&mut ebpf, |_, program| !is_of_devices(program))?;
         Ok(Self { ebpf })
     }
 
     /// Loads the programs of devices, which a sandbox without one does not need. Done as well when they are loaded already.
-    pub(crate) fn load_device_programs(&mut self) -> Result<(), LoadError> {
-        load_programs(
-            &mut self.ebpf,
-            |program| matches!(program, Program::SchedClassifier(program) if program.fd().is_err()),
-        )
+    pub(crate) fn load_device_programs(&mut self, behind: Behind) -> Result<(), LoadError> {
+        let wanted = behind.programs();
+        load_programs(&mut self.ebpf, |name, program| {
+            wanted.contains(&name) && matches!(program, Program::SchedClassifier(program) if program.fd().is_err())
+        })
+    }
+
+    /// Pins a program, for whoever has to attach it when this process is gone.
+    pub(crate) fn pin_program(&mut self, name: &'static str, path: &Path) -> Result<(), LoadError> {
+        let program = self.ebpf.program_mut(name).ok_or(LoadError::MissingMap { map: name })?;
+        program.pin(path).map_err(|source| LoadError::Pin { map: name, path: path.into(), source })
     }
 
     /// Loads each program by itself, with the smallest maps: how many instructions the verifier walked (`None` where the kernel
@@ -256,8 +264,8 @@ fn quietly(load: impl Fn(VerifierLogLevel) -> Result<Programs, LoadError>) -> Re
 }
 
 /// Nearly all of the time is the verifier's, which takes no lock for a caller with the capabilities: a second thread halves it.
-fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&Program) -> bool) -> Result<(), LoadError> {
-    let mut waiting: Vec<_> = ebpf.programs_mut().filter(|(_, program)| which(program)).collect();
+fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&str, &Program) -> bool) -> Result<(), LoadError> {
+    let mut waiting: Vec<_> = ebpf.programs_mut().filter(|(name, program)| which(name, program)).collect();
     // The longest last, from where they are taken first.
     waiting.sort_by_key(|(_, program)| match program {
         Program::CgroupSkb(_) | Program::SchedClassifier(_) => 2,

@@ -19,6 +19,7 @@ mod pair;
 pub mod probe;
 pub(crate) mod rate;
 pub(crate) mod records;
+pub mod resolver;
 pub(crate) mod shape;
 pub mod sock_diag;
 pub mod sockets;

@@ -4,7 +4,7 @@ use super::{netlink::NetlinkError, sockopt};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         socket::{AddressFamily, SockFlag, SockType, socket},
         stat::{Mode, fstat},
@@ -58,6 +58,14 @@ pub enum NetnsError {
     #[error("cannot enter the network namespace {netns}: this needs CAP_SYS_ADMIN here and in it; run egressd as root")]
     Enter {
         /// The namespace.
+        netns: String,
+        /// What the system call said.
+        source: Errno,
+    },
+    /// unshare(2) was refused.
+    #[error("cannot make the network namespace {netns}: this needs CAP_SYS_ADMIN; run egressd as root")]
+    Make {
+        /// What it is for.
         netns: String,
         /// What the system call said.
         source: Errno,
@@ -129,6 +137,22 @@ impl Netns {
             return Err(NetnsError::Name { netns: name.into() });
         }
         Self::open(&Path::new(NAMED).join(name), name.into(), format!("ip -n {name}"))
+    }
+
+    /// A new one, which nobody else knows; `name` is how messages call it.
+    pub(crate) fn make(name: String) -> Result<Self, NetnsError> {
+        let failed = |source| NetnsError::Make { netns: name.clone(), source };
+        // Left on a thread that ends.
+        let made = thread::scope(|scope| {
+            let work = || {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                open("/proc/thread-self/ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            };
+            let thread = thread::Builder::new().name("new-netns".into()).spawn_scoped(scope, work);
+            let thread = thread.map_err(|source| NetnsError::Thread { netns: name.clone(), source })?;
+            thread.join().map_err(|_| NetnsError::Panicked { netns: name.clone() })?.map_err(failed)
+        })?;
+        Self::from_fd(made, name)
     }
 
     /// The one in which a process lives now.

@@ -98,6 +98,7 @@ mod tests {
             leads_to: Some(leads_to),
             netnsid,
             netkit_l3: false,
+            has_xdp: false,
         }
     }
 

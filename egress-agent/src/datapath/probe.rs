@@ -12,7 +12,7 @@ use egress_common::{
     names::map,
     packet::FlowKey,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule},
-    sandbox::{Identity, OnDevice, Sandbox},
+    sandbox::{Identity, OnDevice, Sandbox, Station},
     verdict::{FlowState, ListenerKey, REASONS},
 };
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub struct Probe {
     own: HashMap<MapData, PermitKey, u32>,
     listeners: HashMap<MapData, ListenerKey, u64>,
     devices: HashMap<MapData, u32, OnDevice>,
-    sources: HashMap<MapData, PermitKey, u32>,
+    sources: HashMap<MapData, PermitKey, Station>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     counters: PerCpuArray<MapData, Counters>,
     limits: Array<MapData, Limits>,
@@ -82,7 +82,7 @@ impl Probe {
     pub fn load(capacity: Capacity) -> Result<Self, ProbeError> {
         let identity = Identity { slot: SLOT, reserved: 0, nonce: NONCE };
         let mut programs = Programs::load(1, capacity, None, Some(identity))?;
-        programs.load_device_programs()?;
+        programs.load_device_programs(super::tc::Behind::Sandbox)?;
         Ok(Self {
             sandboxes: programs.map(map::SANDBOXES)?,
             rules: programs.map(map::RULES)?,
@@ -128,12 +128,12 @@ impl Probe {
 
     /// Replaces the sandbox's own addresses.
     pub fn set_own(&mut self, own: &[PermitKey]) -> Result<(), ProbeError> {
-        Ok(replace(&mut self.own, own)?)
+        Ok(replace(&mut self.own, own, 1)?)
     }
 
     /// Replaces the source addresses that the device may send from.
     pub fn set_sources(&mut self, sources: &[PermitKey]) -> Result<(), ProbeError> {
-        Ok(replace(&mut self.sources, sources)?)
+        Ok(replace(&mut self.sources, sources, 0)?)
     }
 
     /// Lists a port as that of some sandbox's DNS listener.
@@ -225,8 +225,12 @@ impl Probe {
     }
 }
 
-fn replace(set: &mut HashMap<MapData, PermitKey, u32>, keys: &[PermitKey]) -> Result<(), MapError> {
+fn replace<V: aya::Pod>(
+    set: &mut HashMap<MapData, PermitKey, V>,
+    keys: &[PermitKey],
+    value: V,
+) -> Result<(), MapError> {
     let old: Vec<PermitKey> = set.keys().collect::<Result<_, _>>()?;
     old.iter().try_for_each(|key| set.remove(key))?;
-    keys.iter().try_for_each(|key| set.insert(key, &1, 0))
+    keys.iter().try_for_each(|key| set.insert(key, &value, 0))
 }

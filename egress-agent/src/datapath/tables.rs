@@ -20,7 +20,7 @@ use egress_common::{
     names::map,
     packet::FlowKey,
     permit::{NETWORK_SLOT_BITS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef},
-    sandbox::{Identity, OnDevice, Sandbox},
+    sandbox::{Identity, OnDevice, Sandbox, Station},
     verdict::{FlowState, ListenerKey},
 };
 use std::{
@@ -46,7 +46,7 @@ pub(super) struct Maps {
     own: HashMap<MapData, PermitKey, u32>,
     listeners: HashMap<MapData, ListenerKey, u64>,
     devices: HashMap<MapData, u32, OnDevice>,
-    sources: HashMap<MapData, PermitKey, u32>,
+    sources: HashMap<MapData, PermitKey, Station>,
     clients: HashMap<MapData, ClientKey, Client>,
     denials: HashMap<MapData, DenialKey, Denial>,
     counters: PerCpuArray<MapData, Counters>,
@@ -321,7 +321,7 @@ impl Tables {
     }
 
     pub(crate) fn set_source(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
-        self.maps().sources.insert(&PermitKey { slot, addr }, &1, 0).map_err(failed(map::SOURCES, "write"))
+        self.maps().sources.insert(&PermitKey { slot, addr }, &0, 0).map_err(failed(map::SOURCES, "write"))
     }
 
     /// True where devices of the sandbox may send from any address.

@@ -21,6 +21,8 @@ use std::{fs, io, mem::ManuallyDrop, path::Path};
 /// Programs of a device and the side of it that they sit on.
 pub(crate) const DEVICE_HOOKS: [(&str, TcAttachType); 2] =
     [("device_egress", TcAttachType::Ingress), ("device_ingress", TcAttachType::Egress)];
+/// The program that hands answers back from a guest's resolver.
+pub(crate) const ANSWERS: &str = "guest_answers";
 /// Asked before every other filter (`pref`).
 const PRIORITY: u16 = 1;
 
@@ -39,6 +41,31 @@ pub(crate) enum Held {
     Tcx,
     /// Filters of its clsact hooks.
     Clsact,
+}
+
+/// What is behind a device, and so which programs judge it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Behind {
+    /// A network namespace, whose sockets cgroup hooks judge as well.
+    Sandbox,
+    /// Something that nobody else judges.
+    Guest,
+}
+
+impl Behind {
+    /// All that is loaded for it; in front the program of each of [`DEVICE_HOOKS`].
+    pub(crate) const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Sandbox => &["device_egress", "device_ingress"],
+            Self::Guest => &["guest_egress", "guest_ingress", ANSWERS],
+        }
+    }
+
+    /// The program of a hook.
+    fn program(self, hook: &'static str) -> &'static str {
+        let names = DEVICE_HOOKS.iter().zip(self.programs());
+        names.into_iter().find(|((of, _), _)| *of == hook).map_or(hook, |(_, program)| *program)
+    }
 }
 
 /// The programs of one device in place.
@@ -62,20 +89,20 @@ pub(crate) const fn handle(nonce: u64) -> u32 {
 
 /// Puts both programs on the device. Which way the kernel has is found by trying; `tcx` false leaves tcx out.
 pub(crate) fn attach(
-    programs: &mut Programs,
+    (programs, behind): (&mut Programs, Behind),
     ifindex: u32,
     nonce: u64,
     pins: &Path,
     tcx: bool,
 ) -> Result<Placed, AttachError> {
     if tcx {
-        match attach_tcx(programs, ifindex, pins) {
+        match attach_tcx(programs, behind, ifindex, pins) {
             // An attach type that the kernel does not know (`bpf_prog_get_type...`, `link_create` in kernel/bpf/syscall.c).
             Err(AttachError::Hook { source, .. }) if errno(&source) == Some(libc::EINVAL) => {}
             done => return done,
         }
     }
-    attach_clsact(programs, ifindex, nonce)
+    attach_clsact(programs, behind, ifindex, nonce)
 }
 
 /// What another process placed, with its links held open too.
@@ -96,9 +123,9 @@ fn classifier<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut Sche
 }
 
 /// At the head of the hooks, so that no program of somebody else's lets a packet pass before us.
-fn attach_tcx(programs: &mut Programs, ifindex: u32, pins: &Path) -> Result<Placed, AttachError> {
-    let one = |programs: &mut Programs, name, attach_type| -> Result<FdLink, ProgramError> {
-        let program = classifier(programs, name)?;
+fn attach_tcx(programs: &mut Programs, behind: Behind, ifindex: u32, pins: &Path) -> Result<Placed, AttachError> {
+    let one = |programs: &mut Programs, hook, attach_type| -> Result<FdLink, ProgramError> {
+        let program = classifier(programs, behind.program(hook))?;
         let id = program.attach(ifindex, TcAttach::Tcx { attach_type, order: LinkOrder::first() })?;
         Ok(program.take_link(id)?.try_into()?)
     };
@@ -110,7 +137,7 @@ fn attach_tcx(programs: &mut Programs, ifindex: u32, pins: &Path) -> Result<Plac
     Ok(Placed { held: Held::Tcx, made_clsact: false, _links: links })
 }
 
-fn attach_clsact(programs: &mut Programs, ifindex: u32, nonce: u64) -> Result<Placed, AttachError> {
+fn attach_clsact(programs: &mut Programs, behind: Behind, ifindex: u32, nonce: u64) -> Result<Placed, AttachError> {
     let made_clsact = match qdisc_add_clsact(ifindex) {
         Ok(()) => true,
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
@@ -126,7 +153,7 @@ fn attach_clsact(programs: &mut Programs, ifindex: u32, nonce: u64) -> Result<Pl
         }
         let options = NlOptions { priority: PRIORITY, handle: handle(nonce).into(), classid: None };
         let one = || -> Result<SchedClassifierLink, ProgramError> {
-            let program = classifier(programs, hook)?;
+            let program = classifier(programs, behind.program(hook))?;
             let id = program.attach(ifindex, TcAttach::Netlink { parent: side.into(), options })?;
             program.take_link(id)
         };
@@ -135,6 +162,25 @@ fn attach_clsact(programs: &mut Programs, ifindex: u32, nonce: u64) -> Result<Pl
         let _stays = ManuallyDrop::new(link);
     }
     Ok(Placed { held: Held::Clsact, made_clsact, _links: Vec::new() })
+}
+
+/// [`ANSWERS`], from its pin, on what a device of the calling thread's network namespace receives, for as long as this lives.
+pub(crate) fn attach_answers(pin: &Path, ifindex: u32) -> Result<SchedClassifierLink, AttachError> {
+    let side = TcAttachType::Ingress;
+    let attach = |how: TcAttach| -> Result<SchedClassifierLink, ProgramError> {
+        let mut program = SchedClassifier::from_pin(pin)?;
+        let id = program.attach(ifindex, how)?;
+        program.take_link(id)
+    };
+    let failed = |source| AttachError::Hook { hook: ANSWERS, source: Box::new(source) };
+    match attach(TcAttach::Tcx { attach_type: side, order: LinkOrder::first() }) {
+        Err(error) if errno(&error) == Some(libc::EINVAL) => {
+            qdisc_add_clsact(ifindex).map_err(filter_error("make", ifindex))?;
+            let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(1), classid: None };
+            attach(TcAttach::Netlink { parent: side.into(), options }).map_err(failed)
+        }
+        done => done.map_err(failed),
+    }
 }
 
 /// True while the kernel has both pinned links on the device.

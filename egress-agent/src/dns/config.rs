@@ -53,15 +53,16 @@ impl Config {
         if self.servers.is_empty() {
             return Err(DnsError::NoServers);
         }
-        let listeners = listeners.addresses()?;
-        if let Some(&listener) = listeners.iter().find(|listener| listener.ip().is_unspecified()) {
+        let addresses = listeners.addresses()?;
+        let open = addresses.iter().find(|listener| listener.ip().is_unspecified());
+        if let (Some(&listener), false) = (open, listeners.every_address) {
             return Err(DnsError::OpenListener { listener });
         }
         for server in self.servers.iter().map(|server| server.address) {
             if let Some(problem) = problem(server) {
                 return Err(DnsError::Upstream { server, problem });
             }
-            if listeners.contains(&server) {
+            if addresses.contains(&server) {
                 return Err(DnsError::Upstream { server, problem: Problem::OwnListener });
             }
         }
@@ -91,6 +92,9 @@ pub struct Listeners {
     pub udp: Vec<UdpSocket>,
     /// Listening.
     pub tcp: Vec<TcpListener>,
+    /// They are bound to every address, and answer as the one that was asked: nobody but the sandbox reaches their namespace. UDP
+    /// sockets say which one it was (IP_PKTINFO, IPV6_RECVPKTINFO).
+    pub every_address: bool,
 }
 
 impl Listeners {
@@ -99,6 +103,7 @@ impl Listeners {
         Ok(Self {
             udp: self.udp.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?,
             tcp: self.tcp.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?,
+            every_address: self.every_address,
         })
     }
 

@@ -16,6 +16,7 @@ mod cache;
 mod clock;
 mod config;
 mod counters;
+mod datagrams;
 mod derived;
 #[cfg(feature = "encrypted-upstream")]
 mod encrypted;

@@ -2,10 +2,10 @@
 
 use super::{
     config::DnsError,
+    datagrams::{Asker, Datagrams},
     responder::{Peer, Responder, Step, UDP},
 };
 use std::{io, net::SocketAddr, sync::Arc};
-use tokio::net::UdpSocket;
 
 /// No question and its options come near that (RFC 6891, 6.2.5). What is longer is cut, and so is no message; a hundred idle
 /// sandboxes hold a buffer for each family.
@@ -23,36 +23,36 @@ impl Drop for Alarm {
 }
 
 /// Serves datagrams until the socket fails. Answers that need no upstream are sent from this loop.
-pub(super) async fn datagrams(responder: Arc<Responder>, socket: UdpSocket, listener: SocketAddr) -> DnsError {
+pub(super) async fn datagrams(responder: Arc<Responder>, socket: Datagrams, listener: SocketAddr) -> DnsError {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; BUFFER];
     let mut out = Vec::with_capacity(512);
     loop {
-        let (length, from) = match socket.recv_from(&mut buffer).await {
+        let (length, asker) = match socket.receive(&mut buffer).await {
             Ok(received) => received,
             Err(error) if is_about_a_peer(&error) => continue,
             Err(source) => return DnsError::Serve { listener, source },
         };
-        let peer = Peer { protocol: UDP, port: from.port() };
+        let peer = Peer { protocol: UDP, port: asker.port() };
         match responder.receive(&buffer[..length], peer, &mut out) {
             Step::Silent => {}
-            Step::Answered => send(&responder, &socket, &out, from).await,
+            Step::Answered => send(&responder, &socket, &out, asker).await,
             Step::Ask(miss) => {
                 let alarm = Alarm(Arc::clone(&responder));
                 let socket = Arc::clone(&socket);
                 tokio::spawn(async move {
                     let mut out = Vec::with_capacity(512);
                     alarm.0.finish(miss, &mut out).await;
-                    send(&alarm.0, &socket, &out, from).await;
+                    send(&alarm.0, &socket, &out, asker).await;
                 });
             }
         }
     }
 }
 
-async fn send(responder: &Responder, socket: &UdpSocket, out: &[u8], to: SocketAddr) {
+async fn send(responder: &Responder, socket: &Datagrams, out: &[u8], to: Asker) {
     responder.sent(out.len());
-    if socket.send_to(out, to).await.is_err() {
+    if socket.answer(out, to).await.is_err() {
         responder.counters.unsent.add(1);
     }
 }

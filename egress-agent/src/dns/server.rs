@@ -4,6 +4,7 @@ use super::{
     ahead::ALL_ATTEMPTS,
     config::{Config, DnsError, Listeners, Unresolved},
     counters::Counts,
+    datagrams::Datagrams,
     event::{Clients, DnsEvents},
     name::Name,
     permits::Permits,
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, UdpSocket},
+    net::TcpListener,
     runtime::{Builder, Handle, Runtime},
     sync::Notify,
     task::JoinSet,
@@ -205,18 +206,18 @@ fn all_resolved(names: Vec<Unresolved>) -> Result<(), DnsError> {
 }
 
 struct Sockets {
-    udp: Vec<(UdpSocket, SocketAddr)>,
+    udp: Vec<(Datagrams, SocketAddr)>,
     tcp: Vec<(TcpListener, SocketAddr)>,
 }
 
 impl Sockets {
     fn register(listeners: &Listeners, runtime: &Runtime) -> io::Result<Self> {
         let _entered = runtime.enter();
-        let Listeners { udp, tcp } = listeners.try_clone()?;
+        let Listeners { udp, tcp, every_address } = listeners.try_clone()?;
         let udp = udp.into_iter().map(|socket| {
             let address = socket.local_addr()?;
             socket.set_nonblocking(true)?;
-            Ok((UdpSocket::from_std(socket)?, address))
+            Ok((Datagrams::new(socket, every_address)?, address))
         });
         let tcp = tcp.into_iter().map(|socket| {
             let address = socket.local_addr()?;

@@ -287,7 +287,7 @@ fn kind(hook: u8) -> Kind {
         Some(Hook::Sendmsg4 | Hook::Sendmsg6) => Kind::Send,
         Some(Hook::Bind4 | Hook::Bind6) => Kind::Bind,
         Some(Hook::SockCreate) => Kind::Socket,
-        Some(Hook::Egress | Hook::Ingress | Hook::Device) | None => Kind::Packet,
+        Some(Hook::Egress | Hook::Ingress | Hook::Device | Hook::DeviceIngress) | None => Kind::Packet,
     }
 }
 

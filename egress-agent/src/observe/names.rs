@@ -92,6 +92,7 @@ named!(Hook:
     Egress = "egress",
     Ingress = "ingress",
     Device = "device",
+    DeviceIngress = "device_ingress",
 );
 
 /// The word for an IP protocol number (IANA): `tcp`, `udp`, `icmp`, `icmpv6`, else the number itself.
@@ -129,7 +130,7 @@ mod tests {
     fn every_number_has_one_word_and_back() {
         check::<Reason>();
         check::<Hook>();
-        assert_eq!(Hook::ALL.iter().map(|hook| hook.number()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(Hook::ALL.iter().map(|hook| hook.number()).collect::<Vec<_>>(), (0..11).collect::<Vec<_>>());
     }
 
     #[test]

@@ -6,9 +6,10 @@ use super::{
     apply::exchange,
     build::ABI,
     builder::Builder,
-    devices::{Devices, Following},
+    devices::Devices,
     end::give_back_listener,
     error::Error,
+    following::Following,
     live::{AtDrop, Kernel, Sandbox},
     names::{Listening, Serving},
     permits::Permits,
@@ -18,9 +19,9 @@ use super::{
     reporter::{Reporting, about},
     seat::{Seat, Set},
     sent::rule_lines,
+    target::Opened,
 };
 use crate::{
-    cgroup::{Cgroup, CgroupMount},
     compile::{Facts, RuleText, compile},
     datapath::{
         attach::{CGROUP_HOOKS, Hooked, held},
@@ -82,8 +83,10 @@ impl Sandbox {
         let seat = Seat::resume(directories, slot, &maps)?;
         let tables = Arc::clone(seat.tables());
         let sandbox = tables.sandbox(slot)?;
-        let cgroup = Cgroup::open(&CgroupMount::find()?, &record.directory)?;
-        if sandbox.nonce != record.nonce || cgroup.id() != record.cgroup_id {
+        // A device is known by its index alone, which is another's in another namespace.
+        host_of(&record)?;
+        let on = Opened::again(&record.target)?.ok_or_else(unknown)?;
+        if sandbox.nonce != record.nonce {
             return Err(unknown());
         }
         let identity = Identity { slot, reserved: 0, nonce: record.nonce };
@@ -91,7 +94,7 @@ impl Sandbox {
         let devices = devices_of(&record, &seat.set, identity, pins, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
-        let plan = Plan::resumed(&record, &cgroup, &policy, &sandbox, seat.capacity())?;
+        let plan = Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())?;
         let (nonce, generation) = (record.nonce, record.generation);
         let opened = match u16::try_from(sandbox.listener_port) {
             _ if !plan.listens => None,
@@ -106,8 +109,7 @@ impl Sandbox {
             hooks,
             tables: Arc::clone(&tables),
             identity,
-            directory: record.directory.clone(),
-            cgroup_id: record.cgroup_id,
+            target: record.target.clone(),
         };
         let before = recover::image(&tables, slot)?;
         let mut ids = recover::ids(&before, &record, ours);
@@ -126,11 +128,14 @@ impl Sandbox {
             sandbox: record.name.clone(),
             policy: policy.name.clone(),
             generation,
-            cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
+            cgroup: record.target.cgroup(),
         };
         let Reporting { scene, sink, reporter, inbox } =
             Reporting::begin(&set, identity, subject, permits, directories)?;
-        let serving = opened.map(|opened| opened.serve(&plan, &policy, generation, &scene, &inbox)).transpose()?;
+        let mut serving = opened.map(|opened| opened.serve(&plan, &policy, generation, &scene, &inbox)).transpose()?;
+        if let Some(serving) = &mut serving {
+            serving.lead(&mut kernel.devices.lock().unwrap_or_else(PoisonError::into_inner))?;
+        }
         let addresses = plan.follow_addresses(&tables, slot)?;
         record.served_by(Some(std::process::id()));
         record.next_tag = ids.next_tag();
@@ -164,7 +169,10 @@ impl Sandbox {
 
 impl Builder {
     /// What cannot be had of it leaves it closed and nobody's.
-    pub(super) fn take_over(self, left: &Record, cgroup: &Cgroup) -> Result<Sandbox, Error> {
+    pub(super) fn take_over(self, left: &Record, on: &Opened) -> Result<Sandbox, Error> {
+        if on.guest().is_some() && left.target != on.target() {
+            return Err(Error::OtherGuest { name: left.name.clone(), which: left.target.which() });
+        }
         let has = |name: &String| left.devices.iter().any(|line| line.name == *name);
         if self.device.as_ref().is_some_and(|name| !has(name)) {
             return Err(Error::Adopted);
@@ -175,7 +183,12 @@ impl Builder {
         {
             return Err(Error::OtherNetns { name: left.name.clone(), netns: path.clone() });
         }
-        let reached = sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?;
+        let reached = match on {
+            Opened::Cgroup(cgroup) => {
+                sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?
+            }
+            Opened::Guest(_) => sandbox.level(),
+        };
         self.refuse_below(&reached)?;
         sandbox.start_over(self.policy)?;
         sandbox.at_drop = AtDrop::Detach;
@@ -209,11 +222,21 @@ fn renewed(mut known: BTreeMap<RuleRef, RuleText>, now: Vec<RuleLine>) -> Vec<Ru
 fn whole(record: &Record, links: &Path) -> Result<Vec<Hooked>, Error> {
     let pinned = pinned_links(links)?;
     let attached = |hook: &str| pinned.iter().any(|link| link.name == hook && link.target.is_some());
-    let mut expected = CGROUP_HOOKS.iter().map(|hook| hook.name).chain(pinned.iter().map(|link| link.name.as_str()));
+    let on_cgroup = CGROUP_HOOKS.iter().map(|hook| hook.name).filter(|_| !record.target.is_guest());
+    let mut expected = on_cgroup.clone().chain(pinned.iter().map(|link| link.name.as_str()));
     if let Some(hook) = expected.find(|hook| !attached(hook)) {
         return Err(Error::HookGone { name: record.name.clone(), hook: hook.to_owned() });
     }
-    Ok(held(links, CGROUP_HOOKS.iter().map(|hook| hook.name))?)
+    Ok(held(links, on_cgroup)?)
+}
+
+/// The calling thread's network namespace, which has to be the one with the devices.
+fn host_of(record: &Record) -> Result<Netns, Error> {
+    let host = Netns::current()?;
+    if (record.own_netns || record.target.is_guest()) && host.cookie()? != record.host_netns {
+        return Err(Error::HostNetns { name: record.name.clone() });
+    }
+    Ok(host)
 }
 
 /// The devices that it was attached with, where they are to be seen.
@@ -224,10 +247,7 @@ fn devices_of(
     pins: PathBuf,
     directories: &Directories,
 ) -> Result<Devices, Error> {
-    let host = Netns::current()?;
-    if record.own_netns && host.cookie()? != record.host_netns {
-        return Err(Error::HostNetns { name: record.name.clone() });
-    }
+    let host = host_of(record)?;
     let devices = Devices::resume(set, identity, pins, host, record, directories)?;
     match devices.missing()? {
         Some(hook) => Err(Error::HookGone { name: record.name.clone(), hook }),

@@ -1,6 +1,6 @@
 //! Changes of an image, written to the maps.
 
-use super::{error::Error, live::Kernel};
+use super::{error::Error, live::Kernel, target::Target};
 use crate::{
     compile::{Change, Image, diff, undo},
     datapath::{
@@ -23,7 +23,10 @@ pub(super) fn exchange(old: &Image, new: &Image, kernel: &Kernel) -> Result<(), 
     if let Err((_, worse)) = apply(&back, old, nonce, &kernel.tables) {
         // Neither policy as a whole: closed for good, rather than open by accident.
         tracing::error!(%worse, "the old policy could not be restored; the sandbox is closed");
-        disown(&kernel.tables, kernel.cgroup_id)?;
+        match kernel.target {
+            Target::Cgroup { id, .. } => disown(&kernel.tables, id)?,
+            Target::Guest { ifindex, .. } => kernel.tables.remove_device(ifindex)?,
+        }
     }
     Err(error.into())
 }

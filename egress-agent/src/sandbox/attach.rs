@@ -2,13 +2,15 @@
 //! first hook on the cgroup is closed; a failure after that takes back all that was made.
 
 use super::{
-    Builder, Directories,
+    Builder,
     apply::apply,
     build::ABI,
-    devices::{Devices, Following},
+    devices::Devices,
     error::Error,
+    following::Following,
     live::{AtDrop, Kernel, Sandbox},
     names::{Listening, Serving},
+    nesting::{refuse_nesting, refuse_transient_mounts},
     permits::Permits,
     plan::{Plan, lasting},
     record::Record,
@@ -16,17 +18,13 @@ use super::{
     seat::{Seat, Wanted},
     sent::rule_lines,
     sharing,
+    target::{Guest, Opened, Target},
     undo::{Undo, end_of_pins},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
     compile::{Facts, Image, RuleIds, compile, diff},
-    datapath::{
-        attach,
-        bpffs::{self, PinRoot},
-        state_dir::StateDir,
-        unix,
-    },
+    datapath::{attach, bpffs::PinRoot, state_dir::StateDir, unix},
     level::{Level, Reached},
     observe::event::{Kind, Subject},
     policy::{Mode, Unix},
@@ -42,24 +40,22 @@ use std::{
 impl Builder {
     /// Closed from here on; DNS is answered when it returns.
     ///
-    /// A cgroup whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
+    /// A cgroup, or a guest, whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
     /// ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
     ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
     pub fn attach(self) -> Result<Sandbox, Error> {
-        let directory = self.cgroup.as_ref().ok_or(Error::NoCgroup)?;
         if self.outlives {
             refuse_transient_mounts()?;
         }
-        let cgroup = &Cgroup::open(&CgroupMount::find()?, directory)?;
-        cgroup.check_enforceable()?;
-        let plan = Plan::new(&self, cgroup)?;
+        let on = &self.open()?;
+        let plan = Plan::new(&self, on)?;
         let state = StateDir::open(&self.directories.state)?;
         let turn = state.lock()?;
-        if let Some(left) = refuse_nesting(&self.directories, cgroup)? {
+        if let Some(left) = refuse_nesting(&self.directories, on, plan.host_netns)? {
             drop(turn);
-            return self.take_over(&left, cgroup);
+            return self.take_over(&left, on);
         }
         let root = match PinRoot::open(&self.directories.pin, &turn) {
             Ok(root) => root,
@@ -73,7 +69,7 @@ impl Builder {
         let made = match root.create_owner_dir(&plan.name) {
             Ok(own) => {
                 let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
-                let made = self.make(cgroup, plan.clone(), &own);
+                let made = self.make(on, plan.clone(), &own);
                 undo.armed = made.is_err();
                 made
             }
@@ -89,13 +85,26 @@ impl Builder {
         made.and_then(|sandbox| sandbox.resolve_ahead().map(|()| sandbox))
     }
 
-    fn make(&self, cgroup: &Cgroup, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
+    fn open(&self) -> Result<Opened, Error> {
+        match (&self.cgroup, &self.guest) {
+            (Some(directory), None) => {
+                let cgroup = Cgroup::open(&CgroupMount::find()?, directory)?;
+                cgroup.check_enforceable()?;
+                Ok(Opened::Cgroup(cgroup))
+            }
+            (None, Some((device, addresses))) => Ok(Opened::Guest(Guest::open(device, addresses)?)),
+            (Some(_), Some(_)) => Err(Error::CgroupAndGuest),
+            (None, None) => Err(Error::NoCgroup),
+        }
+    }
+
+    fn make(&self, on: &Opened, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
         let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
         let started = Instant::now();
         let wanted = Wanted {
             capacity: plan.capacity,
-            netns_cookie: plan.facts.own_netns.then_some(plan.facts.netns_cookie),
+            netns_cookie: plan.has_namespace().then_some(plan.facts.netns_cookie),
             devices: &plan.found.devices.iter().map(|device| device.ifindex).collect::<Vec<_>>(),
         };
         let mut seat = Seat::take(&self.directories, &wanted, &pins.maps)?;
@@ -117,32 +126,41 @@ impl Builder {
             sandbox: plan.name.clone(),
             policy: self.policy.name.clone(),
             generation: 1,
-            cgroup: Some(cgroup.name().to_string_lossy().into_owned()),
+            cgroup: on.target().cgroup(),
         };
-        let mut record = self.record(cgroup, &plan, identity, &permits, &ids);
+        let mut record = self.record(on.target(), &plan, identity, &permits, &ids);
         record.write(&self.directories)?;
         let Reporting { scene, sink, reporter, inbox } =
             Reporting::begin(&seat.set, identity, subject, permits, &self.directories)?;
-        let serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
+        let mut serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
         let addresses = plan.follow_addresses(&tables, slot)?;
 
         let (links, fault) = (&pins.links, fault.as_deref());
-        let mut hooks = seat.set.on_cgroup(|programs| {
-            Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
-        })?;
-        if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
+        let mut hooks = match on.cgroup() {
+            Some(cgroup) => seat.set.on_cgroup(|programs| {
+                Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
+            })?,
+            // The device's programs say it all.
+            None => Vec::new(),
+        };
+        if let (Some(cgroup), Unix::Names(names), Mode::Enforce) =
+            (on.cgroup(), &self.policy.allow.unix, self.policy.mode)
+        {
             hooks.extend(unix::attach(cgroup.fd(), names, links)?);
         }
         let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
+        if let Some(serving) = &mut serving {
+            serving.lead(&mut devices)?;
+        }
         if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
             return Err(error);
         }
         record.devices = devices.lines();
-        record.level = plan.level(self.privileged, &plan.found).with_processes(
-            cgroup,
-            plan.found.devices.is_empty(),
-            self.strict,
-        )?;
+        let level = plan.level(self.privileged, &plan.found);
+        record.level = match on {
+            Opened::Cgroup(cgroup) => level.with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?,
+            Opened::Guest(_) => level,
+        };
         self.refuse_below(&sharing::level(&self.directories, &record, record.promised())?)?;
         record.write(&self.directories)?;
         let (devices, record) = (Arc::new(Mutex::new(devices)), Arc::new(Mutex::new(record)));
@@ -162,15 +180,7 @@ impl Builder {
         let server = serving.map(Serving::keep);
         seat.keep();
         Ok(Sandbox {
-            kernel: Kernel {
-                _seat: seat,
-                devices,
-                hooks,
-                tables,
-                identity,
-                directory: cgroup.path().to_owned(),
-                cgroup_id: cgroup.id(),
-            },
+            kernel: Kernel { _seat: seat, devices, hooks, tables, identity, target: on.target() },
             scene,
             server,
             reporter: Some(reporter),
@@ -186,12 +196,10 @@ impl Builder {
         })
     }
 
-    fn record(&self, cgroup: &Cgroup, plan: &Plan, identity: Identity, permits: &Permits, ids: &RuleIds) -> Record {
+    fn record(&self, target: Target, plan: &Plan, identity: Identity, permits: &Permits, ids: &RuleIds) -> Record {
         let mut record = Record {
             name: plan.name.clone(),
-            cgroup: cgroup.name().to_owned(),
-            directory: cgroup.path().to_owned(),
-            cgroup_id: cgroup.id(),
+            target,
             slot: identity.slot,
             nonce: identity.nonce,
             policy: self.policy.to_toml(),
@@ -205,7 +213,7 @@ impl Builder {
             required: self.require.max(self.raw_sockets.then_some(Level::L2)),
             agent_pid: None,
             agent_start: None,
-            own_netns: plan.facts.own_netns,
+            own_netns: plan.has_namespace(),
             netns: self.netns.as_deref().map(lasting),
             pinned_as: None,
             abi: ABI,
@@ -239,35 +247,4 @@ impl Pins {
         }
         Ok(Self { maps, links })
     }
-}
-
-/// Sandboxes do not nest: an outer one's hooks would judge the inner one's redirected queries. The cgroup's own may be taken
-/// over where nobody serves it.
-fn refuse_nesting(directories: &Directories, cgroup: &Cgroup) -> Result<Option<Record>, Error> {
-    for record in Record::all(directories)? {
-        if record.cgroup_id == cgroup.id() && record.is_left() {
-            return Ok(Some(record));
-        }
-        let relation = if record.cgroup == cgroup.name() {
-            "the cgroup of"
-        } else if cgroup.name().starts_with(&record.cgroup) {
-            "below"
-        } else if record.cgroup.starts_with(cgroup.name()) {
-            "above"
-        } else {
-            continue;
-        };
-        return Err(Error::Nested {
-            cgroup: cgroup.path().to_owned(),
-            relation,
-            name: record.name,
-            other: record.directory,
-        });
-    }
-    Ok(None)
-}
-
-/// Pins in a mount namespace that ends with its processes would end with them.
-pub(super) fn refuse_transient_mounts() -> Result<(), Error> {
-    if bpffs::is_init_mount_namespace()? { Ok(()) } else { Err(Error::TransientMounts) }
 }

@@ -2,7 +2,7 @@
 
 use super::{Directories, live::Sandbox};
 use crate::{level::Level, policy::Policy};
-use std::path::PathBuf;
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 /// Collects what a sandbox is made of.
 #[derive(Debug)]
@@ -12,6 +12,7 @@ pub struct Builder {
     pub(super) cgroup: Option<PathBuf>,
     pub(super) netns: Option<PathBuf>,
     pub(super) device: Option<String>,
+    pub(super) guest: Option<(String, BTreeSet<IpAddr>)>,
     pub(super) directories: Directories,
     pub(super) strict: bool,
     pub(super) require: Option<Level>,
@@ -29,6 +30,7 @@ impl Sandbox {
             cgroup: None,
             netns: None,
             device: None,
+            guest: None,
             directories: Directories::default(),
             strict: false,
             require: None,
@@ -59,6 +61,14 @@ impl Builder {
     #[must_use]
     pub fn device(mut self, name: impl Into<String>) -> Self {
         self.device = Some(name.into());
+        self
+    }
+
+    /// The host side of the device of a guest (a tap, or a veth before a user-space stack), which no cgroup stands for, and the
+    /// guest's addresses: it may send from them alone, for good.
+    #[must_use]
+    pub fn guest(mut self, device: impl Into<String>, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.guest = Some((device.into(), addresses.into_iter().collect()));
         self
     }
 

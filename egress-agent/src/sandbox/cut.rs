@@ -12,11 +12,11 @@ use crate::{
 };
 use egress_common::{
     packet::{FlowKey, protocol},
+    question::Path,
     sandbox::flags,
 };
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -33,7 +33,7 @@ pub(super) struct Place<'a> {
     pub(super) tables: &'a Tables,
     pub(super) slot: u32,
     pub(super) netns: &'a Netns,
-    pub(super) cgroup: &'a Path,
+    pub(super) cgroup: &'a std::path::Path,
 }
 
 impl Connections {
@@ -80,7 +80,8 @@ impl Place<'_> {
     /// True where the maps let the connection's packets pass, or let it outlive its permit.
     fn may_go_on(self, socket: &InetSocket) -> Result<bool, TableError> {
         let Some(remote) = socket.remote else { return Ok(true) };
-        let (verdict, _) = judge(self.tables, self.slot, remote.ip().into(), remote.port(), protocol::TCP)?;
+        let (verdict, _) =
+            judge(self.tables, self.slot, Path::Socket, remote.ip().into(), remote.port(), protocol::TCP)?;
         if verdict.allows() || verdict.is_expired() {
             return Ok(true);
         }

@@ -8,24 +8,21 @@ use super::{
     record::{DeviceLine, Record},
     seat::Set,
     sharing::Place,
+    target::Target,
 };
-use crate::{
-    cgroup::{Cgroup, CgroupMount},
-    datapath::{
-        device::{self, Device, DeviceError, DeviceWatch, Found, Uncovered},
-        netns::Netns,
-        shape,
-        state_dir::StateDir,
-        tables::Tables,
-        tc::{self, Held, Placed},
-    },
-    level::{Level, Reached},
+use crate::datapath::{
+    device::{self, Device, Found},
+    netns::Netns,
+    resolver::Resolver,
+    shape,
+    tables::Tables,
+    tc::{self, Behind, Held, Placed},
 };
-use egress_common::sandbox::Identity;
+use egress_common::sandbox::{Identity, OnDevice};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// The programs, and the devices that they are on.
@@ -49,12 +46,16 @@ pub(super) struct Devices {
     placed: BTreeMap<u32, (String, Placed)>,
     /// Those with a queue for what they receive.
     shaped: BTreeSet<u32>,
+    /// The device of a guest.
+    guest: Option<u32>,
+    /// Where that one's questions go.
+    resolver: Option<Resolver>,
     stays: bool,
 }
 
 impl Devices {
-    /// Nothing is on a device yet. The addresses that devices may send from are those of the sandbox now, for good: later ones
-    /// may be of its own making.
+    /// Nothing is on a device yet. The addresses that devices may send from are those of the sandbox now, or that the guest was
+    /// given, for good: later ones may be of its own making.
     pub(super) fn new(
         set: &Arc<Set>,
         identity: Identity,
@@ -64,12 +65,18 @@ impl Devices {
         directories: &Directories,
     ) -> Result<Self, Error> {
         let host = Netns::current()?;
-        let mut has_sources = false;
-        if plan.facts.own_netns || !plan.found.devices.is_empty() {
-            for source in device::source_addresses(&plan.netns)? {
-                set.tables.set_source(identity.slot, source.into())?;
-                has_sources = true;
-            }
+        let sources = match &plan.guest {
+            Some(guest) => guest.clone(),
+            None if plan.facts.own_netns || !plan.found.devices.is_empty() => device::source_addresses(&plan.netns)?,
+            None => BTreeSet::new(),
+        };
+        sources.iter().try_for_each(|source| set.tables.set_source(identity.slot, (*source).into()))?;
+        let guest = plan.guest.as_ref().and_then(|_| plan.found.devices.first()).map(|device| device.ifindex);
+        if guest.is_some() {
+            // Whoever takes the sandbox over gives it another resolver, without loading anything.
+            set.on_device(&pins.join("maps"), directories, Behind::Guest, |programs| {
+                Ok(programs.pin_program(tc::ANSWERS, &pins.join(tc::ANSWERS))?)
+            })?;
         }
         Ok(Self {
             set: Arc::clone(set),
@@ -82,9 +89,11 @@ impl Devices {
             name: plan.name.clone(),
             directories: directories.clone(),
             tcx,
-            has_sources,
+            has_sources: !sources.is_empty(),
             placed: BTreeMap::new(),
             shaped: BTreeSet::new(),
+            guest,
+            resolver: None,
             stays: false,
         })
     }
@@ -116,8 +125,43 @@ impl Devices {
             name: record.name.clone(),
             directories: directories.clone(),
             tcx: true,
+            guest: match record.target {
+                Target::Guest { ifindex, .. } => Some(ifindex),
+                Target::Cgroup { .. } => None,
+            },
+            resolver: None,
             stays: true,
         })
+    }
+
+    /// Has the guest's questions go there, and the answers come back, from now on.
+    pub(super) fn lead_to(&mut self, resolver: Resolver) -> Result<(), Error> {
+        let Some(guest) = self.guest else { return Ok(()) };
+        let back = OnDevice { identity: self.identity, resolver: guest, ..OnDevice::default() };
+        self.tables.set_device(resolver.ifindex, back)?;
+        let there = resolver.ifindex;
+        self.resolver = Some(resolver);
+        if let Some(resolver) = &mut self.resolver {
+            self.host.enter(|| resolver.hand_back(&self.pins.join(tc::ANSWERS)))??;
+        }
+        if let Some(on) = self.tables.device(guest)? {
+            // That of an owner that is gone, and of its device.
+            self.tables.remove_device(on.resolver)?;
+            self.tables.set_device(guest, OnDevice { resolver: there, ..on })?;
+        }
+        Ok(())
+    }
+
+    /// From here on, the guest's questions are denied.
+    fn lead_nowhere(&mut self) -> Result<(), Error> {
+        let (Some(guest), Some(resolver)) = (self.guest, self.resolver.take()) else { return Ok(()) };
+        if let Some(on) = self.tables.device(guest)?
+            && on.identity == self.identity
+            && on.resolver == resolver.ifindex
+        {
+            self.tables.set_device(guest, OnDevice { resolver: 0, ..on })?;
+        }
+        Ok(self.tables.remove_device(resolver.ifindex)?)
     }
 
     /// The first hook that is not where it was put, if any.
@@ -141,7 +185,7 @@ impl Devices {
     }
 
     /// True where nothing is to be done for what was found.
-    fn is_settled(&self, found: &Found) -> bool {
+    pub(super) fn is_settled(&self, found: &Found) -> bool {
         self.placed.keys().all(|ifindex| self.is_in_place(*ifindex).is_ok_and(|in_place| in_place))
             && found.devices.iter().all(|device| self.placed.contains_key(&device.ifindex))
     }
@@ -200,9 +244,12 @@ impl Devices {
             name: &self.name,
         };
         let (ifindex, nonce, links) = (device.ifindex, self.identity.nonce, &self.links);
-        let placed = self.set.on_device(&self.pins.join("maps"), &self.directories, |programs| {
-            self.tables.set_device(ifindex, place.join(self.identity, self.tcx)?)?;
-            Ok(tc::attach(programs, ifindex, nonce, links, self.tcx)?)
+        let behind = if self.guest.is_some() { Behind::Guest } else { Behind::Sandbox };
+        let resolver = self.resolver.as_ref().map_or(0, |resolver| resolver.ifindex);
+        let placed = self.set.on_device(&self.pins.join("maps"), &self.directories, behind, |programs| {
+            let on = OnDevice { resolver, ..place.join(self.identity, self.tcx, behind)? };
+            self.tables.set_device(ifindex, on)?;
+            Ok(tc::attach((programs, behind), ifindex, nonce, links, self.tcx)?)
         })?;
         self.placed.insert(ifindex, (device.name.clone(), placed));
         self.shape_one(device.ifindex);
@@ -269,98 +316,11 @@ impl Devices {
 /// An attach that came to nothing takes back what no pin's removal takes off.
 impl Drop for Devices {
     fn drop(&mut self) {
+        if let Err(error) = self.lead_nowhere() {
+            tracing::warn!(%error, "the guest's questions lead to a resolver that is gone; nobody answers them");
+        }
         if !self.stays {
             self.placed.keys().copied().collect::<Vec<_>>().into_iter().for_each(|ifindex| self.forget(ifindex));
         }
-    }
-}
-
-/// What follows the devices of a sandbox, on the thread of a [`DeviceWatch`].
-pub(super) struct Following {
-    pub(super) devices: Arc<Mutex<Devices>>,
-    pub(super) record: Arc<Mutex<Record>>,
-    pub(super) plan: Plan,
-    pub(super) privileged: bool,
-    pub(super) directories: Directories,
-    pub(super) last: Option<Found>,
-}
-
-impl Following {
-    /// Starts to follow; the caller holds the lock of the state directory. `None` where egressd's namespace is the sandbox's.
-    pub(super) fn start(mut self) -> Result<Option<DeviceWatch>, Error> {
-        if !self.plan.facts.own_netns {
-            return Ok(None);
-        }
-        let sandbox = self.plan.netns.try_clone()?;
-        let mut callers_turn = true;
-        let changed = move |found: Result<Found, DeviceError>| {
-            let callers = std::mem::take(&mut callers_turn);
-            let taken = match &found {
-                Ok(found) if self.is_old(found) => return,
-                _ if callers => self.take(found),
-                _ => self.take_in_turn(found),
-            };
-            if let Err(error) = taken {
-                tracing::error!(%error, "the devices of the sandbox are not as they should be");
-            }
-        };
-        Ok(Some(DeviceWatch::start(&sandbox, changed)?))
-    }
-
-    /// True where what was found is what was there before. It is remembered.
-    fn is_old(&mut self, found: &Found) -> bool {
-        let same = self.last.as_ref() == Some(found);
-        self.last = Some(found.clone());
-        same && self.devices.lock().unwrap_or_else(PoisonError::into_inner).is_settled(found)
-    }
-
-    /// Whoever takes the sandbox down would miss what is made meanwhile.
-    fn take_in_turn(&self, found: Result<Found, DeviceError>) -> Result<(), Error> {
-        let turn = StateDir::open(&self.directories.state)?.lock()?;
-        if self.record().is_taken_down(&self.directories) {
-            if Record::all(&self.directories)?.is_empty() {
-                turn.remove()?;
-            }
-            return Ok(());
-        }
-        self.take(found)
-    }
-
-    fn take(&self, found: Result<Found, DeviceError>) -> Result<(), Error> {
-        let (lines, level) = match found {
-            Ok(found) => {
-                let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-                let failed = devices.settle(&found);
-                let lines = devices.lines();
-                drop(devices);
-                (lines, self.level(found, failed)?)
-            }
-            Err(error) => {
-                let missing = vec![format!("for L2: its devices cannot be followed: {error}")];
-                let lines = self.record().devices.clone();
-                (lines, Reached { level: Some(Level::L1), text: Level::L1.to_string(), missing })
-            }
-        };
-        let mut record = self.record();
-        if record.devices == lines && record.level == level {
-            return Ok(());
-        }
-        (record.devices, record.level) = (lines, level);
-        record.write(&self.directories)
-    }
-
-    fn level(&self, mut found: Found, failed: Vec<(Device, Error)>) -> Result<Reached, Error> {
-        for (device, error) in failed {
-            tracing::warn!(%error, device = device.name, "a device is not enforced");
-            found.devices.retain(|other| other.ifindex != device.ifindex);
-            found.uncovered.push(Uncovered { name: device.name, kind: format!("not enforced: {error}") });
-        }
-        let level = self.plan.level(self.privileged, &found);
-        let directory = self.record().directory.clone();
-        level.with_processes(&Cgroup::open(&CgroupMount::find()?, &directory)?, found.devices.is_empty(), false)
-    }
-
-    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,6 +5,7 @@ use super::{
     error::Error,
     record::{DeviceLine, Record},
     sharing::Place,
+    target::Which,
     undo::end_of_pins,
 };
 use crate::datapath::{
@@ -18,12 +19,10 @@ use crate::datapath::{
     tc::{self, Held},
 };
 use egress_common::{sandbox::Sandbox, verdict::ListenerKey};
-use std::{os::unix::fs::MetadataExt as _, path::Path};
 
-/// Opens the sandbox of a cgroup, given as a path below the mount or as the kernel names it. Whoever serves it notices and
-/// ends.
-pub fn detach(directories: &Directories, cgroup: &Path) -> Result<(), Error> {
-    let record = Record::of(directories, Some(cgroup))?;
+/// Opens the sandbox of a cgroup or of a guest. Whoever serves it notices and ends.
+pub fn detach(directories: &Directories, which: impl Into<Which>) -> Result<(), Error> {
+    let record = Record::of(directories, Some(&which.into()))?;
     take_down(directories, &record, None)
 }
 
@@ -51,8 +50,8 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
     let host = if marked.is_empty() { None } else { Some(host.map_or_else(|| record.find_host_netns(), Ok)?) };
     // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
     // another one has its path.
-    if std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id) {
-        disown(&tables, record.cgroup_id)?;
+    if let Some(cgroup_id) = record.target.living_cgroup() {
+        disown(&tables, cgroup_id)?;
     }
     give_back_listener(&tables, &sandbox)?;
     for device in &record.devices {

@@ -1,12 +1,13 @@
 //! What can go wrong, by stage. Each message names the object and the way out.
 
+use super::target::Which;
 use crate::{
     cgroup::CgroupError,
     compile::CompileError,
     datapath::{
         NetlinkError, attach::AttachError, bpffs::PinError, detach::DetachError, device::DeviceError,
-        listeners::ListenError, load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError,
-        tables::TableError, unix::UnixError,
+        listeners::ListenError, load::LoadError, netns::NetnsError, resolver::ResolverError, sockets::SocketError,
+        state_dir::StateError, tables::TableError, unix::UnixError,
     },
     dns::DnsError,
     level::Level,
@@ -14,7 +15,7 @@ use crate::{
 };
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -35,6 +36,50 @@ pub enum Error {
     /// No cgroup was given.
     #[error("no cgroup is given; name one: Sandbox::builder(policy).cgroup(…)")]
     NoCgroup,
+    /// A cgroup's sandbox is not a guest's.
+    #[error("a sandbox is that of a cgroup or of a guest, and both are given; leave one out")]
+    CgroupAndGuest,
+    /// Where a guest may send from is not known.
+    #[error(
+        "no address of the guest behind {device} is given, so nothing could come from there; name each: --self ADDR"
+    )]
+    NoGuestAddress {
+        /// Its device.
+        device: String,
+    },
+    /// No machine's own address.
+    #[error(
+        "{address} is no address that a guest has: give those of its own interface, IPv6 link-local ones too, as --self ADDR"
+    )]
+    GuestAddress {
+        /// As it was given.
+        address: IpAddr,
+    },
+    /// Only hooks of a cgroup see the inside of a sandbox.
+    #[error(
+        "{key} is about the inside of a guest, where nobody judges; leave it out (the device judges all that leaves)"
+    )]
+    NotForGuests {
+        /// The key of the policy.
+        key: &'static str,
+    },
+    /// What a guest may send from is given at attach, for good.
+    #[error("{name} was attached for a guest with other addresses than these; detach it first: `egressd detach {}`", which.flag())]
+    OtherGuest {
+        /// The sandbox.
+        name: String,
+        /// Its device.
+        which: Which,
+    },
+    /// Nobody but the guest can make its packets.
+    #[error("{name} is a guest's, and verify tries ways out of a cgroup: try them in the guest")]
+    VerifyGuest {
+        /// The sandbox.
+        name: String,
+    },
+    /// Where a guest's questions are answered.
+    #[error(transparent)]
+    Resolver(Box<ResolverError>),
     /// The network namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -122,14 +167,14 @@ pub enum Error {
         other: PathBuf,
     },
     /// Another sandbox has the device, and cannot share it.
-    #[error("{device} is the device of the sandbox {name} ({}) already, and {why}: give this one a network namespace of its own, or detach that one: `egressd detach --cgroup {}`", cgroup.display(), cgroup.display())]
+    #[error("{device} is the device of the sandbox {name} ({which}) already, and {why}: give this one a network namespace of its own, or detach that one: `egressd detach {}`", which.flag())]
     DeviceTaken {
         /// Host side of the device.
         device: String,
         /// The sandbox that has it.
         name: String,
-        /// Its cgroup.
-        cgroup: PathBuf,
+        /// What that one stands on.
+        which: Which,
         /// Why it is not shared.
         why: &'static str,
     },
@@ -155,11 +200,11 @@ pub enum Error {
         /// The sandbox.
         name: String,
     },
-    /// No sandbox has this cgroup.
-    #[error("no sandbox of {} is in force; `egressd status` lists those that are", cgroup.display())]
+    /// No sandbox has this cgroup, or this guest.
+    #[error("no sandbox of {which} is in force; `egressd status` lists those that are")]
     NotAttached {
-        /// The cgroup that was asked for.
-        cgroup: PathBuf,
+        /// What was asked for.
+        which: Which,
     },
     /// No sandbox has this name.
     #[error("no sandbox is called {name:?}; `egressd status` lists those that are in force")]
@@ -280,6 +325,12 @@ pub enum Error {
     },
 }
 
+impl From<ResolverError> for Error {
+    fn from(error: ResolverError) -> Self {
+        Self::Resolver(Box::new(error))
+    }
+}
+
 impl Error {
     /// Exit code of every verb but `run`: 2 usage or policy, 3 this host cannot, 4 permission, 5 enforcement lost.
     pub fn exit_code(&self) -> u8 {
@@ -291,6 +342,11 @@ impl Error {
             | Self::Compile(_)
             | Self::Cgroup(_)
             | Self::NoCgroup
+            | Self::CgroupAndGuest
+            | Self::NoGuestAddress { .. }
+            | Self::GuestAddress { .. }
+            | Self::NotForGuests { .. }
+            | Self::OtherGuest { .. }
             | Self::Nested { .. }
             | Self::OtherNetns { .. }
             | Self::DeviceTaken { .. }

@@ -1,6 +1,6 @@
 //! `egressd explain`: the verdict on a destination, asked of the same function over the same maps as in the kernel.
 
-use super::{Directories, error::Error, looked::judge, permits::now_ns, record::Record};
+use super::{Directories, error::Error, looked::judge, permits::now_ns, record::Record, target::Which};
 use crate::{
     datapath::{bpffs::PinRoot, state_dir::StateDir, tables::Tables},
     observe::{
@@ -10,11 +10,12 @@ use crate::{
     },
     policy::{Destination, Host, Mode, NameTable, NameVerdict, Policy},
 };
-use egress_common::{addr::Addr, destination::Protocols, packet::protocol, permit::NEVER_NS, verdict::Reason};
+use egress_common::{
+    addr::Addr, destination::Protocols, packet::protocol, permit::NEVER_NS, question::Path, verdict::Reason,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     net::IpAddr,
-    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -53,22 +54,22 @@ mod humantime_option {
     }
 }
 
-/// What holds for a destination in the sandbox of a cgroup, or in the only one that there is.
+/// What holds for a destination in a sandbox, or in the only one that there is.
 pub fn explain(
     directories: &Directories,
-    cgroup: Option<&Path>,
+    which: Option<&Which>,
     dest: &Destination,
 ) -> Result<Vec<Explanation>, Error> {
-    let record = Record::of(directories, cgroup)?;
+    let record = Record::of(directories, which)?;
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
     let root = PinRoot::open(&directories.pin, &turn)?;
-    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { cgroup: record.directory.clone() })?;
+    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { which: record.target.which() })?;
     let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
     drop(turn);
     let policy = Policy::from_toml(&record.policy)?;
-    let names = permits_file::read(&Record::directory(directories, &record.name))
-        .map_err(Error::file(&record.directory, "read"))?;
+    let directory = Record::directory(directories, &record.name);
+    let names = permits_file::read(&directory).map_err(Error::file(&directory, "read"))?;
     let asking = Asking { record: &record, policy: &policy, tables: &tables, names: &names };
     match dest.host() {
         Host::Name(pattern) => asking.name(dest, pattern.base()),
@@ -135,7 +136,9 @@ impl Asking<'_> {
 
     fn one(&self, address: IpAddr, port: u16, number: u8) -> Result<Explanation, Error> {
         let addr = Addr::from(address).routed();
-        let (verdict, permit) = judge(self.tables, self.record.slot, addr, port, number)?;
+        // A guest's own addresses and its loopback are not on its device.
+        let path = if self.record.target.is_guest() { Path::Wire } else { Path::Socket };
+        let (verdict, permit) = judge(self.tables, self.record.slot, path, addr, port, number)?;
         let reason = Reason::from_number(verdict.reason_number());
         let grant = permit.and_then(|permit| {
             permit.grants.into_iter().find(|grant| !grant.rule.is_none() && grant.rule.tag == verdict.rule().tag)

@@ -3,21 +3,21 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::refuse_transient_mounts,
     cut::{Connections, Place},
     devices::Devices,
     end::take_down,
     error::Error,
     names::Listening,
+    nesting::refuse_transient_mounts,
     plan::Plan,
     record::Record,
     reporter::{DnsInbox, Reporter, Scene, about},
     seat::Seat,
     sent::rule_lines,
     sharing,
+    target::{Opened, Target},
 };
 use crate::{
-    cgroup::{Cgroup, CgroupMount},
     compile::{Facts, RuleIds, compile},
     datapath::{addresses, attach::Hooked, bpffs::PinRoot, device::DeviceWatch, state_dir::StateDir, tables::Tables},
     dns,
@@ -30,7 +30,6 @@ use std::{
     io,
     net::{SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -43,9 +42,7 @@ pub(super) struct Kernel {
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
     pub(super) identity: Identity,
-    /// Of the cgroup.
-    pub(super) directory: PathBuf,
-    pub(super) cgroup_id: u64,
+    pub(super) target: Target,
 }
 
 /// A sandbox under enforcement.
@@ -85,7 +82,7 @@ impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sandbox")
             .field("name", &self.name())
-            .field("cgroup", &self.kernel.directory)
+            .field("on", &self.kernel.target.which())
             .finish_non_exhaustive()
     }
 }
@@ -135,9 +132,14 @@ impl Sandbox {
         self.record().devices.first().map(|device| device.name.clone())
     }
 
+    /// True for a guest's, which no cgroup stands for.
+    pub fn is_guest(&self) -> bool {
+        self.kernel.target.is_guest()
+    }
+
     /// Its network namespace, for whoever starts processes in it; `None` = egressd's own.
     pub fn netns(&self) -> Result<Option<OwnedFd>, Error> {
-        if !self.plan.facts.own_netns {
+        if !self.plan.has_namespace() {
             return Ok(None);
         }
         Ok(Some(self.plan.netns.as_fd().try_clone_to_owned().map_err(Error::Descriptor)?))
@@ -182,7 +184,7 @@ impl Sandbox {
     /// kernel can do that (CONFIG_INET_DIAG_DESTROY); else their packets are denied, and they notice by a timeout.
     pub fn update(&mut self, policy: Policy) -> Result<(), Error> {
         if self.was_detached() {
-            return Err(Error::NotAttached { cgroup: self.kernel.directory.clone() });
+            return Err(Error::NotAttached { which: self.kernel.target.which() });
         }
         if policy.allow.unix != self.scene.permits.in_force().policy.allow.unix {
             return Err(Error::UnixChanged);
@@ -199,7 +201,8 @@ impl Sandbox {
         let image = compile(&policy, &facts, self.slot(), &mut ids, plan.limits)?;
         let generation = self.generation() + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
-        let connections = (policy.established == Established::Cut).then(|| Connections::before(self.place()));
+        let place = self.place().filter(|_| policy.established == Established::Cut);
+        let connections = place.map(Connections::before);
         let passed = self.kernel.tables.passed(self.slot())?;
         // Nobody asks it before the policy is in force.
         let started =
@@ -227,7 +230,8 @@ impl Sandbox {
             in_force.policy = Arc::new(policy);
             in_force.image = image;
         }
-        if let Some(started) = started {
+        if let Some(mut started) = started {
+            started.lead(&mut self.devices())?;
             self.server = Some(started.keep());
         }
         self.ids = ids;
@@ -243,7 +247,8 @@ impl Sandbox {
         record.write(&self.directories)?;
         drop(record);
         // They are denied all the same: only their owners wait longer.
-        match connections.map(|before| before.and_then(|before| before.cut(self.place()))) {
+        let cut = |before: Result<Connections, _>| self.place().map(|place| before?.cut(place));
+        match connections.and_then(cut) {
             Some(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "connections were not ended"),
             Some(Ok(ended)) => tracing::debug!(ended, "connections"),
             None => {}
@@ -296,12 +301,12 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Detaches if the cgroup is empty, leaves it closed otherwise.
+    /// Detaches if the cgroup is empty, or the guest's device gone; leaves it closed otherwise.
     pub fn release(mut self) -> Result<Released, Error> {
-        let mount = CgroupMount::find()?;
-        let (directory, cgroup_id) = (&self.kernel.directory, self.kernel.cgroup_id);
-        let populated = match Cgroup::open(&mount, directory) {
-            Ok(cgroup) if cgroup.id() == cgroup_id => cgroup.populated()?,
+        let host = self.devices().host.try_clone()?;
+        let populated = match host.enter(|| Opened::again(&self.kernel.target))? {
+            Ok(Some(Opened::Cgroup(cgroup))) => cgroup.populated()?,
+            Ok(Some(Opened::Guest(_))) => true,
             // Removed: nothing can be in it any more.
             _ => false,
         };
@@ -328,13 +333,10 @@ impl Sandbox {
         self.kernel.identity.slot
     }
 
-    fn place(&self) -> Place<'_> {
-        Place {
-            tables: &self.kernel.tables,
-            slot: self.slot(),
-            netns: &self.plan.netns,
-            cgroup: &self.kernel.directory,
-        }
+    /// None for a guest: its sockets are its own.
+    fn place(&self) -> Option<Place<'_>> {
+        let Target::Cgroup { directory, .. } = &self.kernel.target else { return None };
+        Some(Place { tables: &self.kernel.tables, slot: self.slot(), netns: &self.plan.netns, cgroup: directory })
     }
 
     /// Nobody serves it from here on, and whoever comes may.

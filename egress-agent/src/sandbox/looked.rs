@@ -5,21 +5,22 @@ use crate::datapath::tables::{TableError, Tables};
 use egress_common::{
     addr::Addr,
     permit::{Match, Network, Permit, PermitKey, RuleRef, match_rule},
-    question::{Asked, Path as Route, Question},
+    question::{Asked, Path, Question},
     verdict::{ListenerKey, Tables as Lookups, Verdict, decide},
 };
 use std::cell::RefCell;
 
-/// What a socket's call to that destination would be told, and the permit of its address. `protocol` is an IP protocol number.
+/// What would be told of that destination on that path, and the permit of its address. `protocol` is an IP protocol number.
 pub(super) fn judge(
     tables: &Tables,
     slot: u32,
+    path: Path,
     addr: Addr,
     port: u16,
     protocol: u8,
 ) -> Result<(Verdict, Option<Permit>), TableError> {
     let dst = addr.routed();
-    let question = Question { dst, asked: Asked::new(Route::Socket, protocol, Some(port), 0) };
+    let question = Question { dst, asked: Asked::new(path, protocol, Some(port), 0) };
     let looked = Looked::at(tables, PermitKey { slot, addr: dst })?;
     let verdict = decide(slot, &tables.sandbox(slot)?, question, &looked);
     match looked.failed.into_inner() {

@@ -1,6 +1,13 @@
 //! What is known of a sandbox before anything is made for it.
 
-use super::{builder::Builder, error::Error, permits::Table, record::Record, room};
+use super::{
+    builder::Builder,
+    error::Error,
+    permits::Table,
+    record::Record,
+    room,
+    target::{Guest, Opened},
+};
 use crate::{
     cgroup::Cgroup,
     compile::{Facts, Limits, RuleIds, compile},
@@ -33,6 +40,8 @@ use std::{
 pub(super) struct Plan {
     pub(super) name: String,
     pub(super) netns: Arc<Netns>,
+    /// Addresses of the guest, where there is one and no cgroup.
+    pub(super) guest: Option<BTreeSet<IpAddr>>,
     /// Cookie of egressd's own.
     pub(super) host_netns: u64,
     pub(super) facts: Facts,
@@ -60,26 +69,21 @@ fn protected(servers: &[Server], own_netns: bool, own_addresses: &BTreeSet<IpAdd
 }
 
 impl Plan {
-    pub(super) fn new(builder: &Builder, cgroup: &Cgroup) -> Result<Self, Error> {
+    pub(super) fn new(builder: &Builder, on: &Opened) -> Result<Self, Error> {
         let policy = &builder.policy;
         let here = Netns::current()?;
-        let netns = match &builder.netns {
-            Some(path) => open_netns(path)?,
-            None => match cgroup.procs()?.first().and_then(|pid| i32::try_from(*pid).ok()) {
-                Some(pid) => Netns::from_pid(nix::unistd::Pid::from_raw(pid))?,
-                None => here.try_clone()?,
-            },
-        };
-        let own_netns = !netns.same_as(&here);
-        let mut found = if own_netns { device::find(&netns)? } else { Found::default() };
-        if let Some(name) = &builder.device {
-            let named = device::by_name(name)?;
-            if !found.devices.iter().any(|device| device.ifindex == named.ifindex) {
-                found.devices.push(named);
+        let (netns, found) = match on {
+            Opened::Cgroup(cgroup) => place_of(builder, cgroup, &here)?,
+            Opened::Guest(guest) => {
+                Guest::refuse(policy)?;
+                (here.try_clone()?, Found { devices: vec![guest.device.clone()], uncovered: Vec::new() })
             }
-        }
+        };
+        let guest = on.guest().map(|guest| guest.addresses.clone());
+        // What a guest has is its own: a network of the policy around an address of the host means that one too.
+        let own_netns = guest.is_some() || !netns.same_as(&here);
         let (listens, servers) = resolvers(policy)?;
-        let own_addresses = addresses::list(&netns)?;
+        let own_addresses = guest.clone().map_or_else(|| addresses::list(&netns), Ok)?;
         let facts = Facts {
             own_netns,
             netns_cookie: netns.cookie()?,
@@ -94,8 +98,9 @@ impl Plan {
         let capacity = room::for_image(&image);
         let limits = room::limits(capacity);
         Ok(Self {
-            name: name(policy, cgroup),
+            name: name(policy, &on.number(&here)?),
             netns: Arc::new(netns),
+            guest,
             host_netns: here.cookie()?,
             facts,
             limits,
@@ -109,15 +114,16 @@ impl Plan {
     /// The place of a sandbox that another process attached: what the kernel holds of it, and the host as it is now.
     pub(super) fn resumed(
         record: &Record,
-        cgroup: &Cgroup,
+        on: &Opened,
         policy: &Policy,
         sandbox: &sandbox::Sandbox,
         capacity: Capacity,
     ) -> Result<Self, Error> {
-        let netns = find_netns(record, cgroup, sandbox.netns_cookie)?;
+        let netns = find_netns(record, on.cgroup(), sandbox.netns_cookie)?;
         let own_netns = sandbox.flags & flags::OWN_NETNS != 0;
+        let guest = on.guest().map(|guest| guest.addresses.clone());
         let (listens, servers) = resolvers(policy)?;
-        let own_addresses = addresses::list(&netns)?;
+        let own_addresses = guest.clone().map_or_else(|| addresses::list(&netns), Ok)?;
         let facts = Facts {
             own_netns,
             netns_cookie: sandbox.netns_cookie,
@@ -128,8 +134,13 @@ impl Plan {
         };
         Ok(Self {
             name: record.name.clone(),
-            found: if own_netns { device::find(&netns)? } else { Found::default() },
+            found: match on {
+                Opened::Guest(guest) => Found { devices: vec![guest.device.clone()], uncovered: Vec::new() },
+                Opened::Cgroup(_) if own_netns => device::find(&netns)?,
+                Opened::Cgroup(_) => Found::default(),
+            },
             netns: Arc::new(netns),
+            guest,
             host_netns: record.host_netns,
             facts,
             limits: room::limits(capacity),
@@ -146,9 +157,17 @@ impl Plan {
 
     /// The same place under another policy.
     pub(super) fn with(&self, policy: &Policy) -> Result<Self, Error> {
+        if self.guest.is_some() {
+            Guest::refuse(policy)?;
+        }
         let (listens, servers) = resolvers(policy)?;
         let protected = protected(&servers, self.facts.own_netns, &self.facts.own_addresses);
         Ok(Self { facts: Facts { protected, ..self.facts.clone() }, servers, listens, ..self.clone() })
+    }
+
+    /// True for a sandbox with a network namespace that egressd can look into.
+    pub(super) fn has_namespace(&self) -> bool {
+        self.facts.own_netns && self.guest.is_none()
     }
 
     pub(super) fn dns_config(&self, policy: &Policy, generation: u64) -> dns::Config {
@@ -174,7 +193,7 @@ impl Plan {
 
     /// Keeps the map of own addresses as the namespace has them. The host's own are never open, so nobody follows them.
     pub(super) fn follow_addresses(&self, tables: &Arc<Tables>, slot: u32) -> Result<Option<addresses::Watch>, Error> {
-        if !self.facts.own_netns {
+        if !self.has_namespace() {
             return Ok(None);
         }
         let tables = Arc::clone(tables);
@@ -201,6 +220,9 @@ impl Plan {
 
     pub(super) fn level(&self, privileged: bool, found: &Found) -> Reached {
         let mut missing = Vec::new();
+        if self.guest.is_some() {
+            return Reached { level: Some(Level::L3), text: Level::L3.to_string(), missing };
+        }
         if privileged && !self.facts.own_netns {
             missing.push("its processes run as uid 0 in the host's namespaces: run them as another user".to_owned());
             return Reached { level: None, text: "none".to_owned(), missing };
@@ -253,10 +275,10 @@ pub(super) fn lasting(name_or_path: &Path) -> PathBuf {
 }
 
 /// The namespace with this cookie. A path may lead to another one by now, and a process may have moved.
-pub(super) fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Error> {
+pub(super) fn find_netns(record: &Record, cgroup: Option<&Cgroup>, cookie: u64) -> Result<Netns, Error> {
     let named = record.netns.iter().map(|path| open_netns(path));
     let here = std::iter::once_with(|| Ok(Netns::current()?));
-    let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok());
+    let pids = cgroup.map_or(Ok(Vec::new()), Cgroup::procs)?.into_iter().filter_map(|pid| i32::try_from(pid).ok());
     let inside = pids.map(|pid| Ok(Netns::from_pid(nix::unistd::Pid::from_raw(pid))?));
     let found = named.chain(here).chain(inside).filter_map(Result::ok);
     for netns in found {
@@ -267,10 +289,29 @@ pub(super) fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Resul
     Err(Error::NetnsLost { name: record.name.clone() })
 }
 
-/// Unique on the host: policy names may repeat, a cgroup's inode does not.
-fn name(policy: &Policy, cgroup: &Cgroup) -> String {
+/// The network namespace of a cgroup's processes, and the devices that lead out of it.
+fn place_of(builder: &Builder, cgroup: &Cgroup, here: &Netns) -> Result<(Netns, Found), Error> {
+    let netns = match &builder.netns {
+        Some(path) => open_netns(path)?,
+        None => match cgroup.procs()?.first().and_then(|pid| i32::try_from(*pid).ok()) {
+            Some(pid) => Netns::from_pid(nix::unistd::Pid::from_raw(pid))?,
+            None => here.try_clone()?,
+        },
+    };
+    let mut found = if netns.same_as(here) { Found::default() } else { device::find(&netns)? };
+    if let Some(name) = &builder.device {
+        let named = device::by_name(name)?;
+        if !found.devices.iter().any(|device| device.ifindex == named.ifindex) {
+            found.devices.push(named);
+        }
+    }
+    Ok((netns, found))
+}
+
+/// `number` is [`Opened::number`].
+fn name(policy: &Policy, number: &str) -> String {
     const LONGEST: usize = 40;
     let plain = |byte: char| if byte.is_ascii_alphanumeric() || byte == '-' { byte } else { '_' };
     let base: String = policy.name.as_deref().unwrap_or("sandbox").chars().take(LONGEST).map(plain).collect();
-    format!("{base}-{}", cgroup.id())
+    format!("{base}-{number}")
 }

@@ -1,20 +1,21 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{Directories, error::Error, sent::Since};
+use super::{
+    Directories,
+    error::Error,
+    sent::Since,
+    target::{Target, Which},
+};
 use crate::{
     compile::RuleText,
-    datapath::{netns::Netns, tc::Held},
+    datapath::{device, netns::Netns, tc::Held},
     level::{Level, Reached},
 };
 use egress_common::permit::RuleRef;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 /// Name of the record's file in the sandbox's own directory.
 const FILE: &str = "sandbox.json";
@@ -24,15 +25,11 @@ const FILE: &str = "sandbox.json";
 pub(super) struct Record {
     /// Unique below one state directory; name of its pins' directory too.
     pub(super) name: String,
-    /// Path of the cgroup below the mount.
-    pub(super) cgroup: PathBuf,
-    /// Where it is mounted.
-    pub(super) directory: PathBuf,
-    /// Inode of its directory.
-    pub(super) cgroup_id: u64,
+    /// What it stands on.
+    pub(super) target: Target,
     /// Its place in the maps.
     pub(super) slot: u32,
-    /// What the cgroup's storage holds beside that.
+    /// What the storage of its cgroup, or its device's entry, holds beside that.
     pub(super) nonce: u64,
     /// The policy in force, canonical.
     pub(super) policy: String,
@@ -158,22 +155,26 @@ impl Record {
         Ok(records)
     }
 
-    /// The record of a cgroup, or the only one that there is.
-    pub(super) fn of(directories: &Directories, cgroup: Option<&Path>) -> Result<Self, Error> {
+    /// The record that is meant, or the only one that there is.
+    pub(super) fn of(directories: &Directories, which: Option<&Which>) -> Result<Self, Error> {
         let mut all = Self::all(directories)?;
-        let Some(asked) = cgroup else {
+        let Some(asked) = which else {
             return match (all.len(), all.pop()) {
                 (1, Some(only)) => Ok(only),
                 (count, _) => Err(Error::Ambiguous { count }),
             };
         };
-        // However it was written: absolute in the mount, or as the kernel names it.
-        let same = |record: &Self| {
-            asked == record.directory
-                || asked == record.cgroup
-                || record.cgroup.strip_prefix("/").is_ok_and(|bare| bare == asked)
+        all.retain(|record| record.target.is(asked));
+        // Devices of one name may be in several namespaces, and one may have been made again: this one, then any.
+        let here = Netns::current()?.cookie()?;
+        let now = |record: &Self| match record.target {
+            Target::Cgroup { .. } => true,
+            Target::Guest { ifindex, .. } => {
+                record.host_netns == here && device::by_index(ifindex).is_ok_and(|found| found.is_some())
+            }
         };
-        all.into_iter().find(same).ok_or_else(|| Error::NotAttached { cgroup: asked.to_owned() })
+        let at = all.iter().position(now).unwrap_or(0);
+        all.into_iter().nth(at).ok_or_else(|| Error::NotAttached { which: asked.clone() })
     }
 
     /// True where nobody serves the sandbox and nobody was to leave it so.

@@ -9,6 +9,7 @@ use crate::datapath::{
     load::{Capacity, Programs},
     records::Records,
     tables::{Tables, rules_of},
+    tc::Behind,
 };
 use std::{
     ops::Range,
@@ -187,15 +188,15 @@ impl Set {
         &self,
         maps: &Path,
         directories: &Directories,
+        behind: Behind,
         act: impl FnOnce(&mut Programs) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match &mut *lock(&self.programs) {
-            Held::All(programs) => {
-                programs.load_device_programs()?;
+            Held::All(programs) | Held::Devices(Some(programs)) => {
+                programs.load_device_programs(behind)?;
                 act(programs)
             }
-            Held::Devices(Some(programs)) => act(programs),
-            Held::Devices(none) => act(none.insert(Programs::over(maps, &directories.listeners())?)),
+            Held::Devices(none) => act(none.insert(Programs::over(maps, &directories.listeners(), behind)?)),
         }
     }
 

@@ -8,11 +8,14 @@ use super::{Directories, error::Error, record::Record};
 use crate::{
     datapath::{
         tables::Tables,
-        tc::{self, Held},
+        tc::{self, Behind, Held},
     },
     level::{Level, Reached},
 };
 use egress_common::sandbox::{Identity, OnDevice};
+
+/// Why a guest's device is not shared.
+pub(super) const GUESTS: &str = "a guest's is nobody else's";
 
 /// The device of a network namespace.
 #[derive(Clone, Copy)]
@@ -54,16 +57,17 @@ impl Place<'_> {
     }
 
     /// Makes room for one more, who is asked before all others. The entry is for its own map, before its program is attached.
-    pub(super) fn join(self, identity: Identity, tcx: bool) -> Result<OnDevice, Error> {
+    pub(super) fn join(self, identity: Identity, tcx: bool, behind: Behind) -> Result<OnDevice, Error> {
         for record in self.others()? {
             let line = record.devices.iter().find(|line| line.ifindex == self.ifindex);
             let why = match line {
+                _ if behind == Behind::Guest || record.target.is_guest() => GUESTS,
                 Some(line) if line.held == Held::Clsact || !tcx => "sharing it needs tcx (Linux 6.6)",
                 _ if record.required >= Some(Level::L2) => "it was required to be that one's alone (L2)",
                 _ => continue,
             };
             let device = line.map(|line| line.name.clone()).unwrap_or_default();
-            return Err(Error::DeviceTaken { device, name: record.name, cgroup: record.directory, why });
+            return Err(Error::DeviceTaken { device, name: record.name, which: record.target.which(), why });
         }
         let mut entries = self.entries()?;
         if entries.is_empty() {
@@ -73,7 +77,7 @@ impl Place<'_> {
         let mark = known.unwrap_or_else(|| rand::random::<u64>().max(1));
         let place = 1 + entries.iter().map(|(_, on)| on.place).max().unwrap_or(0);
         self.write(&mut entries, mark)?;
-        Ok(OnDevice { identity, mark, place, reserved: 0 })
+        Ok(OnDevice { identity, mark, place, resolver: 0 })
     }
 
     /// Says goodbye for one whose program is about to be taken off.

@@ -2,12 +2,13 @@
 
 use super::{
     Directories,
-    bandwidth::BandwidthStatus,
+    bandwidth::{BandwidthStatus, How},
     error::Error,
     permits::now_ns,
     record::{DeviceLine, Record},
     sent::{Sent, sent},
     sharing,
+    target::{Target, Which},
 };
 use crate::{
     datapath::{
@@ -28,7 +29,6 @@ use egress_common::names::map;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -61,7 +61,7 @@ pub struct Status {
     pub policy: Option<String>,
     /// `enforce` or `observe`.
     pub mode: String,
-    /// Path of the cgroup below the mount.
+    /// Path of the cgroup below the mount; none for a guest.
     pub cgroup: Option<String>,
     /// Devices.
     pub device: Option<String>,
@@ -134,17 +134,26 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
         destinations = sent(&record.rules, &passed);
         let (limits, meters) = (tables.limits(record.slot)?, tables.meters(record.slot)?);
         bandwidth = BandwidthStatus::of(&limits, &meters, now_ns(), is_shaped(&record));
+        let sends = bandwidth.as_mut().and_then(|bandwidth| bandwidth.egress.as_mut());
+        if let Some(sends) = sends.filter(|_| record.target.is_guest()) {
+            // No socket of the host's paces itself for it.
+            sends.how = How::Policed;
+        }
     }
     // Hooks of a cgroup that was removed stay attached to nothing; one that was made at its path since has none.
-    let there = std::fs::metadata(&record.directory).is_ok_and(|found| found.ino() == record.cgroup_id);
-    let complete = CGROUP_HOOKS.iter().all(|hook| hooks.iter().any(|found| found.hook == hook.name && found.attached));
+    let there = record.target.is_guest() || record.target.living_cgroup().is_some();
+    let attached = |hook: &str| hooks.iter().any(|found| found.hook == hook && found.attached);
+    let complete = match record.target {
+        Target::Cgroup { .. } => CGROUP_HOOKS.iter().all(|hook| attached(hook.name)),
+        Target::Guest { ifindex, .. } => tc::DEVICE_HOOKS.iter().all(|(hook, _)| attached(&tc::name(hook, ifindex))),
+    };
     let devices: Vec<_> = record.devices.iter().map(|device| device.name.clone()).collect();
     Ok(Status {
         in_force: there && complete && owned && hooks.iter().all(|hook| hook.attached),
         agent_pid: record.agent(),
         policy: policy.name.clone(),
         mode: if policy.mode == Mode::Observe { "observe" } else { "enforce" }.to_owned(),
-        cgroup: Some(record.cgroup.to_string_lossy().into_owned()),
+        cgroup: record.target.cgroup(),
         device: (!record.devices.is_empty()).then(|| devices.join(",")),
         generation: record.generation,
         level: sharing::level(directories, &record, record.promised())?,
@@ -200,9 +209,9 @@ fn hooks_of(record: &Record, links: &Path, ours: &BTreeSet<u32>) -> Result<Vec<H
 }
 
 /// The event files of one sandbox, or of all.
-pub fn event_files(directories: &Directories, cgroup: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
-    let records = match cgroup {
-        Some(_) => vec![Record::of(directories, cgroup)?],
+pub fn event_files(directories: &Directories, which: Option<&Which>) -> Result<Vec<PathBuf>, Error> {
+    let records = match which {
+        Some(_) => vec![Record::of(directories, which)?],
         None => Record::all(directories)?,
     };
     Ok(records.iter().map(|record| Record::directory(directories, &record.name).join(FILE_NAME)).collect())

@@ -8,9 +8,10 @@ use super::{
     plan::find_netns,
     record::Record,
     status,
+    target::{Opened, Which},
 };
 use crate::{
-    cgroup::{Cgroup, CgroupMount},
+    cgroup::Cgroup,
     datapath::{
         bpffs::PinRoot,
         detach::target,
@@ -26,6 +27,7 @@ use egress_common::{
     addr::{Addr, Class},
     destination::{DNS_PORT, Protocols},
     packet::protocol,
+    question::Path as Route,
     verdict::Reason,
 };
 use std::{
@@ -70,20 +72,22 @@ pub(crate) struct DeviceView {
 
 /// Looks at the sandbox of a cgroup, or at the only one that there is.
 pub(crate) fn view(directories: &Directories, cgroup: Option<&Path>) -> Result<View, Error> {
-    let record = Record::of(directories, cgroup)?;
+    let record = Record::of(directories, cgroup.map(Which::from).as_ref())?;
     let status = status::list(directories)?.into_iter().find(|status| status.sandbox == record.name);
-    let status = status.ok_or_else(|| Error::NotAttached { cgroup: record.directory.clone() })?;
+    let status = status.ok_or_else(|| Error::NotAttached { which: record.target.which() })?;
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
     let root = PinRoot::open(&directories.pin, &turn)?;
-    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { cgroup: record.directory.clone() })?;
+    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { which: record.target.which() })?;
     let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
     drop(turn);
-    let cgroup = Cgroup::open(&CgroupMount::find()?, &record.directory)?;
+    let Some(Opened::Cgroup(cgroup)) = Opened::again(&record.target)? else {
+        return Err(Error::VerifyGuest { name: record.name });
+    };
     let sandbox = tables.sandbox(record.slot)?;
     let port = u16::try_from(sandbox.listener_port).unwrap_or_default();
     let answers = record.agent().is_some() && port != 0;
-    let listener = answers.then(|| (find_netns(&record, &cgroup, sandbox.netns_cookie), port));
+    let listener = answers.then(|| (find_netns(&record, Some(&cgroup), sandbox.netns_cookie), port));
     let host = if record.devices.is_empty() { None } else { Some(record.find_host_netns()?) };
     let mut devices = Vec::new();
     for line in &record.devices {
@@ -149,7 +153,11 @@ impl View {
                 let port = if range.first <= ANY && ANY <= range.last { ANY } else { range.first };
                 for (set, number) in [(Protocols::UDP, protocol::UDP), (Protocols::TCP, protocol::TCP)] {
                     let asked = range.protocols.contains(set) && port != DNS_PORT;
-                    if asked && judge(&self.tables, self.slot, ip.into(), port, number)?.0.is(Reason::Permitted) {
+                    if asked
+                        && judge(&self.tables, self.slot, Route::Socket, ip.into(), port, number)?
+                            .0
+                            .is(Reason::Permitted)
+                    {
                         return Ok(Some((SocketAddr::new(ip, port), number == protocol::UDP)));
                     }
                 }

@@ -5,7 +5,7 @@ use crate::maps::Aligned;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
-    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    helpers::generated::{bpf_redirect, bpf_sk_fullsock, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::{SkBuffContext, TcContext},
 };
 use core::mem::MaybeUninit;
@@ -135,6 +135,16 @@ impl Packet {
             cb.write_volatile((mark >> 32) as u32);
             cb.add(1).write_volatile(mark as u32);
         }
+    }
+
+    /// Has the frame sent by another device, to a MAC address as it lies in memory. What the hook has to return.
+    #[inline(always)]
+    pub(crate) fn hand_over(self, ifindex: u32, mac: u64) -> Option<i32> {
+        const { assert!(cfg!(target_endian = "little")) };
+        // SAFETY: a tc program's own packet, whose destination MAC address is its first six bytes; the helper checks the bounds.
+        let failed = unsafe { bpf_skb_store_bytes(self.skb.cast(), 0, (&raw const mac).cast(), 6, 0) };
+        // SAFETY: takes numbers alone. Where there is no such device, the kernel drops the frame.
+        (failed == 0).then(|| unsafe { bpf_redirect(ifindex, 0) } as i32)
     }
 
     /// True where a VLAN tag travels beside the packet.

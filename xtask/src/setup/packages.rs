@@ -62,7 +62,7 @@ pub(crate) const NEEDED: &[Package] = &[
     package("jq", "jq", "reads --json as users do"),
     package("libcap2-bin", "capsh", "tests without capabilities"),
     package("procps", "ps", "looks at processes from outside"),
-    package("qemu-system-x86", "qemu-system-x86_64", "boots other kernels"),
+    package("qemu-system-x86", "qemu-system-x86_64", "boots other kernels, and guests"),
     package("kmod", "modprobe", "finds the modules of other kernels"),
 ];
 
@@ -80,7 +80,22 @@ const UNPACKED: &[Unpacked] = &[
         file: "usr/bin/systemd-analyze",
         asks: "checks the unit in README; installed it would want to be process 1",
     },
+    Unpacked {
+        name: "runsc",
+        with: &[],
+        file: "usr/bin/runsc",
+        asks: "gVisor, a guest without a kernel; installed it would want to be containerd's",
+    },
+    Unpacked {
+        name: KERNEL,
+        with: &[],
+        file: "lib/modules",
+        asks: "the kernel of a guest in qemu; installed it would be the machine's next one",
+    },
 ];
+
+/// Depends on the newest kernel, and is empty itself.
+const KERNEL: &str = "linux-image-cloud-amd64";
 
 /// A package whose files are used where they were unpacked, and the others that it needs there.
 struct Unpacked {
@@ -144,8 +159,9 @@ pub(super) fn unpack_missing() -> Result<bool> {
         // As the caller, or `cargo clean` could not remove it.
         status(invoker::command_as_caller("mkdir")?.arg("-p").arg(&place))?;
         for name in [&package.name].into_iter().chain(package.with) {
+            let name = if *name == KERNEL { dependency(name)? } else { (*name).to_owned() };
             let mut download = invoker::command_as_caller("apt-get")?;
-            download.args(["--quiet=2", "download", name]).current_dir(&place).stderr(Stdio::null());
+            download.args(["--quiet=2", "download", &name]).current_dir(&place).stderr(Stdio::null());
             status(&mut download).with_context(|| format!("apt cannot download {name}: sudo apt-get update"))?;
         }
         for entry in fs::read_dir(&place)? {
@@ -158,6 +174,15 @@ pub(super) fn unpack_missing() -> Result<bool> {
         added = true;
     }
     Ok(added)
+}
+
+/// The first package that one depends on.
+fn dependency(name: &str) -> Result<String> {
+    let mut show = Command::new("apt-cache");
+    let output = show.args(["show", "--no-all-versions", name]).output().context("cannot run apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let depends = text.lines().find_map(|line| line.strip_prefix("Depends: ")?.split([' ', ',']).next());
+    depends.map(str::to_owned).with_context(|| format!("apt does not know what {name} depends on: sudo apt-get update"))
 }
 
 /// Elsewhere than on Debian nothing is installed: what lacks is named.

@@ -199,7 +199,7 @@ impl Lab {
         let (udp, tcp) = pair();
         let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
         let records = Arc::new(Records::default());
-        let listeners = Listeners { udp: vec![udp], tcp: vec![tcp] };
+        let listeners = Listeners { udp: vec![udp], tcp: vec![tcp], every_address: false };
         let (permits, clients, events) = (Arc::clone(&records), Arc::clone(&records), Arc::clone(&records));
         let server = Server::start_with(listeners, config, permits, clients, events, schedule).unwrap();
         Self { server, records, udp: udp_address, tcp: tcp_address }

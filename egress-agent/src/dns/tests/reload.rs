@@ -153,9 +153,12 @@ fn listeners_are_of_both_transports_and_of_one_address() {
         let (permits, clients, events) = (Arc::clone(&records), Arc::clone(&records), Arc::clone(&records));
         Server::start(listeners, config(allow(&[NAME]), &[upstream.address]), permits, clients, events)
     };
-    assert!(matches!(start(Listeners { udp: udp(), tcp: vec![] }), Err(DnsError::NoListeners)));
-    assert!(matches!(start(Listeners { udp: vec![], tcp: tcp() }), Err(DnsError::NoListeners)));
-    assert!(start(Listeners { udp: udp(), tcp: tcp() }).is_ok());
+    assert!(matches!(start(Listeners { udp: udp(), ..Listeners::default() }), Err(DnsError::NoListeners)));
+    assert!(matches!(start(Listeners { tcp: tcp(), ..Listeners::default() }), Err(DnsError::NoListeners)));
+    assert!(start(Listeners { udp: udp(), tcp: tcp(), every_address: false }).is_ok());
     let open = vec![UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap()];
-    assert!(matches!(start(Listeners { udp: open, tcp: tcp() }), Err(DnsError::OpenListener { .. })));
+    assert!(matches!(
+        start(Listeners { udp: open, tcp: tcp(), every_address: false }),
+        Err(DnsError::OpenListener { .. })
+    ));
 }
