@@ -11,7 +11,7 @@ token, words = sys.argv[1], sys.argv[2:]
 UDP, PORT = socket.IPPROTO_UDP, 443
 V4 = (socket.AF_INET, "198.51.100.10", "198.51.100.20", "198.51.100.30", socket.IPPROTO_IP)
 V6 = (socket.AF_INET6, "2001:db8::10", "2001:db8::20", "2001:db8::30", socket.IPPROTO_IPV6)
-PORTS = {"tcp": 7101, "mptcp": 7102, "fast_open": 7103, "fast_open_connect": 7104, "transparent_tcp": 7105}
+PORTS = {"tcp": 7101, "mptcp": 7102, "fast_open": 7103, "fast_open_connect": 7104, "transparent_tcp": 7105, "repaired": 7106}
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -138,16 +138,13 @@ def fast_open_connect(to, payload):
     sock.send(payload)
 
 
-def repaired(to, payload):
-    """A connection that is declared to be there (TCP_REPAIR): no handshake, data at once."""
+def repaired(to, _payload):
+    """A connection that is declared to be there (TCP_REPAIR): no handshake, but a probe of the other side."""
     sock = socket.socket(to[0], socket.SOCK_STREAM)
     sock.setsockopt(socket.IPPROTO_TCP, 19, 1)
     sock.bind((to[3], 0))
-    sock.connect((to[2], PORT))
-    # TCP_REPAIR_WINDOW: nobody said how much may be sent.
-    sock.setsockopt(socket.IPPROTO_TCP, 29, struct.pack("5I", 0, 60000, 60000, 1000, 0))
+    sock.connect((to[2], PORTS["repaired"]))
     sock.setsockopt(socket.IPPROTO_TCP, 19, 0)
-    sock.send(payload)
 
 
 def unconnected_again(to, payload):

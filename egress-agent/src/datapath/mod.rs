@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub(crate) mod attach;
+mod bpf;
 pub mod bpffs;
 pub(crate) mod detach;
 pub mod device;
@@ -24,11 +25,11 @@ pub mod sock_diag;
 pub mod sockets;
 pub(crate) mod sockopt;
 pub mod state_dir;
-mod syscall;
 mod table_error;
 pub(crate) mod tables;
 pub(crate) mod tc;
 pub(crate) mod test_run;
+pub(crate) mod unix;
 mod watch;
 
 pub use netlink::NetlinkError;

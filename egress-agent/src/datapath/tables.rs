@@ -4,9 +4,9 @@
 
 pub(crate) use super::table_error::TableError;
 use super::{
+    bpf::update_batch,
     load::{Capacity, LoadError, Programs},
     rate::Rates,
-    syscall::update_batch,
     table_error::{absent, failed, gone},
 };
 use aya::maps::{

@@ -1,9 +1,9 @@
 //! A program that is attached, run by the kernel on a frame of ours (BPF_PROG_TEST_RUN): the verdict, and no packet.
 
-use super::syscall::bpf;
+use super::bpf::{Bpf, bpf};
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 /// A loaded program.
@@ -13,17 +13,13 @@ pub(crate) struct Loaded(OwnedFd);
 impl Loaded {
     /// By its id.
     pub(crate) fn open(id: u32) -> io::Result<Self> {
-        const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
         // union bpf_attr: prog_id, next_id, open_flags.
-        let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0])?;
-        // SAFETY: the call just made this descriptor, and nobody else has it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Bpf::ProgGetFdById.make(&mut [id, 0, 0]).map(Self)
     }
 
     /// What the program returns for an Ethernet frame on the device of the caller's network namespace with this `ifindex`.
     /// Frames are at least 14 bytes long.
     pub(crate) fn run(&self, frame: &[u8], ifindex: u32) -> io::Result<i32> {
-        const BPF_PROG_TEST_RUN: libc::c_int = 10;
         /// Of the test part of union bpf_attr (include/uapi/linux/bpf.h), in words.
         const WORDS: usize = 20;
         // struct __sk_buff: ifindex is its eleventh word.
@@ -36,7 +32,7 @@ impl Loaded {
         attribute[8] = 1;
         attribute[10] = size_of_val(&context) as u32;
         attribute[12..14].copy_from_slice(&halves(context.as_ptr() as u64));
-        bpf(BPF_PROG_TEST_RUN, &mut attribute)?;
+        bpf(Bpf::ProgTestRun, &mut attribute)?;
         Ok(attribute[1].cast_signed())
     }
 }

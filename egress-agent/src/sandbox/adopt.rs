@@ -4,8 +4,8 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::Builder,
     build::ABI,
+    builder::Builder,
     devices::Devices,
     end::give_back_listener,
     error::Error,

@@ -2,7 +2,7 @@
 //! first hook on the cgroup is closed; a failure after that takes back all that was made.
 
 use super::{
-    Directories,
+    Builder,
     apply::apply,
     build::ABI,
     devices::Devices,
@@ -24,142 +24,24 @@ use super::{
 use crate::{
     cgroup::{Cgroup, CgroupMount},
     compile::{Facts, Image, RuleIds, compile, diff},
-    datapath::{attach, bpffs::PinRoot, state_dir::StateDir},
+    datapath::{attach, bpffs::PinRoot, state_dir::StateDir, unix},
     level::{Level, Reached},
     observe::event::{Kind, Subject},
-    policy::Policy,
+    policy::{Mode, Unix},
 };
 use egress_common::sandbox::Identity;
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
-/// Collects what a sandbox is made of.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "one for each question that the caller answers")]
-pub struct Builder {
-    pub(super) policy: Policy,
-    cgroup: Option<PathBuf>,
-    pub(super) netns: Option<PathBuf>,
-    pub(super) device: Option<String>,
-    guest: Option<(String, BTreeSet<IpAddr>)>,
-    pub(super) directories: Directories,
-    pub(super) strict: bool,
-    require: Option<Level>,
-    pub(super) raw_sockets: bool,
-    privileged: bool,
-    outlives: bool,
-    tcx: bool,
-}
-
-impl Sandbox {
-    /// Starts to describe a sandbox.
-    pub fn builder(policy: Policy) -> Builder {
-        Builder {
-            policy,
-            cgroup: None,
-            netns: None,
-            device: None,
-            guest: None,
-            directories: Directories::default(),
-            strict: false,
-            require: None,
-            raw_sockets: false,
-            privileged: false,
-            outlives: false,
-            tcx: true,
-        }
-    }
-}
-
 impl Builder {
-    /// The cgroup's directory; below the cgroup v2 mount where it is relative.
-    #[must_use]
-    pub fn cgroup(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.cgroup = Some(directory.into());
-        self
-    }
-
-    /// Its network namespace: a name of `ip netns`, or a path. Otherwise that of the processes in the cgroup, or egressd's own.
-    #[must_use]
-    pub fn netns(mut self, name_or_path: impl Into<PathBuf>) -> Self {
-        self.netns = Some(name_or_path.into());
-        self
-    }
-
-    /// The host side of its device, where it is not to be found from the namespace.
-    #[must_use]
-    pub fn device(mut self, name: impl Into<String>) -> Self {
-        self.device = Some(name.into());
-        self
-    }
-
-    /// The host side of the device of a guest (a tap, or a veth before a user-space stack), which no cgroup stands for, and the
-    /// guest's addresses: it may send from them alone, for good.
-    #[must_use]
-    pub fn guest(mut self, device: impl Into<String>, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
-        self.guest = Some((device.into(), addresses.into_iter().collect()));
-        self
-    }
-
-    /// Where to keep pins and events.
-    #[must_use]
-    pub fn dirs(mut self, directories: Directories) -> Self {
-        self.directories = directories;
-        self
-    }
-
-    /// Refuse where the cgroup holds sockets that the hooks cannot judge.
-    #[must_use]
-    pub fn strict(mut self, strict: bool) -> Self {
-        self.strict = strict;
-        self
-    }
-
-    /// Refuse below this level.
-    #[must_use]
-    pub fn require(mut self, level: Level) -> Self {
-        self.require = Some(level);
-        self
-    }
-
-    /// The sandbox keeps CAP_NET_RAW: raw sockets may be made where a device judges what they send.
-    #[must_use]
-    pub fn raw_sockets(mut self, raw_sockets: bool) -> Self {
-        self.raw_sockets = raw_sockets;
-        self
-    }
-
-    /// Code in the sandbox is uid 0 in the host's user namespace, or will be: no level holds for it.
-    #[must_use]
-    pub fn privileged(mut self, privileged: bool) -> Self {
-        self.privileged = privileged;
-        self
-    }
-
-    /// Refuse where enforcement would end with this process: its mount namespace is a private one, and so are its pins.
-    #[must_use]
-    pub fn outlives(mut self, outlives: bool) -> Self {
-        self.outlives = outlives;
-        self
-    }
-
-    /// As on a kernel without tcx, for tests of what stands in for it.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn without_tcx(mut self) -> Self {
-        self.tcx = false;
-        self
-    }
-
     /// Closed from here on; DNS is answered when it returns.
     ///
-    /// A cgroup, or a guest, whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
-    /// ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
+    /// A cgroup, or a guest, whose sandbox nobody serves any more, because its owner was killed or let go of it while it was
+    /// populated, is taken over ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
     ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
@@ -255,9 +137,15 @@ impl Builder {
 
         let (links, fault) = (&pins.links, fault.as_deref());
         let hooks = match on.cgroup() {
-            Some(cgroup) => seat.set.on_cgroup(|programs| {
-                Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
-            })?,
+            Some(cgroup) => {
+                let mut hooks = seat.set.on_cgroup(|programs| {
+                    Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
+                })?;
+                if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
+                    hooks.extend(unix::attach(cgroup.fd(), names, links)?);
+                }
+                hooks
+            }
             // The device's programs say it all.
             None => Vec::new(),
         };

@@ -186,6 +186,9 @@ impl Sandbox {
         if self.was_detached() {
             return Err(Error::NotAttached { which: self.kernel.target.which() });
         }
+        if policy.allow.unix != self.scene.permits.in_force().policy.allow.unix {
+            return Err(Error::UnixChanged);
+        }
         let plan = self.plan.with(&policy)?;
         let opened = match self.server {
             None if plan.listens => Some(Listening::open(&plan, &self.kernel.tables, self.kernel.identity.nonce)?),

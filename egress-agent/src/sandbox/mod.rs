@@ -5,6 +5,7 @@ mod apply;
 mod attach;
 mod bandwidth;
 mod build;
+mod builder;
 mod claim;
 mod cut;
 mod devices;
@@ -36,9 +37,9 @@ mod target;
 mod undo;
 mod view;
 
-pub use attach::Builder;
 pub use bandwidth::{BandwidthStatus, How, LimitStatus};
 pub use build::{Build, build};
+pub use builder::Builder;
 pub use directories::Directories;
 pub use end::detach;
 pub use error::Error;

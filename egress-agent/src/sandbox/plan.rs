@@ -1,7 +1,7 @@
 //! What is known of a sandbox before anything is made for it.
 
 use super::{
-    attach::Builder,
+    builder::Builder,
     error::Error,
     permits::Table,
     record::Record,

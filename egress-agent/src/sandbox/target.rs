@@ -7,7 +7,7 @@ use crate::{
         device::{self, Device},
         netns::Netns,
     },
-    policy::{Local, Policy},
+    policy::{Local, Policy, Unix},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -193,6 +193,7 @@ impl Guest {
         let key = match &policy.allow {
             allow if !open(&allow.loopback) => "allow.loopback",
             allow if allow.own.as_ref().is_some_and(|own| !open(own)) => "allow.self",
+            allow if allow.unix != Unix::Any => "allow.unix",
             _ => return Ok(()),
         };
         Err(Error::NotForGuests { key })
@@ -243,6 +244,7 @@ mod tests {
             ("loopback = false", "allow.loopback"),
             ("loopback = [80]", "allow.loopback"),
             ("self = false", "allow.self"),
+            ("unix = \"none\"", "allow.unix"),
         ] {
             assert!(refused(lines).is_err_and(|error| error.contains(key)), "{lines}");
         }

@@ -55,7 +55,7 @@ const OWN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xe9, 0x53, 0, 0, 0, 2);
 pub enum VerifyError {
     /// The sandbox, or what is known of it.
     #[error("cannot look at the sandbox")]
-    Sandbox(#[from] sandbox::Error),
+    Sandbox(#[source] Box<sandbox::Error>),
     /// The namespaces of the probes.
     #[error(transparent)]
     Ground(#[from] GroundError),
@@ -86,6 +86,12 @@ pub enum VerifyError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+impl From<sandbox::Error> for VerifyError {
+    fn from(error: sandbox::Error) -> Self {
+        Self::Sandbox(Box::new(error))
+    }
 }
 
 impl VerifyError {

@@ -8,6 +8,7 @@ mod descriptors;
 mod frames;
 mod own;
 mod sockets;
+mod unix;
 
 use crate::job::Job;
 use lab::{Lab, OK, OK6};

@@ -6,8 +6,14 @@ use lab::{EVIL, EVIL6, Lab, OK, OK6};
 use std::{collections::BTreeSet, net::IpAddr};
 
 /// `PORTS` of ways.py: ways whose packets carry nothing.
-const PORTS: [(&str, u16); 5] =
-    [("tcp", 7101), ("mptcp", 7102), ("fast_open", 7103), ("fast_open_connect", 7104), ("transparent_tcp", 7105)];
+const PORTS: [(&str, u16); 6] = [
+    ("tcp", 7101),
+    ("mptcp", 7102),
+    ("fast_open", 7103),
+    ("fast_open_connect", 7104),
+    ("transparent_tcp", 7105),
+    ("repaired", 7106),
+];
 
 /// The ways that arrived, with payload or without.
 fn all_arrived(lab: &Lab, token: &str) -> BTreeSet<String> {

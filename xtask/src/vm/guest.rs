@@ -72,13 +72,13 @@ fn pack(kernel: &Kernel, guest: &Path) -> Result<Vec<u8>> {
         fs::create_dir(root.join(directory))?;
     }
     fs::copy(BUSYBOX, root.join("bin/busybox"))?;
-    let mut order = String::new();
+    let mut order = Vec::new();
     for module in kernel.modules(&MODULES)? {
         let name = module.file_name().and_then(|name| name.to_str()).context("a module without a name")?;
         fs::copy(&module, root.join("modules").join(name)).with_context(|| format!("no {}", module.display()))?;
-        order += &format!("{name}\n");
+        order.push(name.to_owned());
     }
-    fs::write(root.join("modules/order"), order)?;
+    fs::write(root.join("modules/order"), order.join("\n"))?;
     let init = include_str!("init.sh").replace("GUEST", guest.to_str().context("a path that is not UTF-8")?);
     fs::write(root.join("init"), init)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;

@@ -1,24 +1,39 @@
 //! The rows of the matrix: root tests that say what egressd promises of a kernel. Few, because each runs emulated.
 
-/// What a row shows, by which test, and the first kernel that has it (whatever egressd runs on, where it says none).
+/// Major and minor number.
+pub(super) type Version = (u32, u32);
+
+/// What a row shows, by which test, and the first kernel on which it must.
 pub(super) struct Row {
     pub(super) shows: &'static str,
     pub(super) test: &'static str,
-    pub(super) since: Option<(u32, u32)>,
+    pub(super) since: Version,
+}
+
+impl Row {
+    pub(super) fn is_for(&self, version: Version) -> bool {
+        version >= self.since
+    }
 }
 
 const fn row(shows: &'static str, test: &'static str) -> Row {
-    Row { shows, test, since: None }
+    since(OLDEST, shows, test)
+}
+
+const fn since(since: Version, shows: &'static str, test: &'static str) -> Row {
+    Row { shows, test, since }
 }
 
 /// The first kernel that egressd runs on.
-pub(super) const OLDEST: (u32, u32) = (5, 15);
-
-/// The one row of kernels that are too old.
-pub(super) const NEEDS: Row = row("what lacks is named, and refused", "kernel::what_a_kernel_lacks_is_named");
+const OLDEST: Version = (5, 15);
+const TCX: Version = (6, 6);
+const NETKIT: Version = (6, 7);
+const LSM_CGROUP: Version = (6, 0);
+/// What has every row.
+pub(super) const NEWEST: Version = (u32::MAX, 0);
 
 pub(super) const ROWS: &[Row] = &[
-    NEEDS,
+    since((0, 0), "what lacks is named, and refused", "kernel::what_a_kernel_lacks_is_named"),
     row("every hook is attached, and held", "kernel::every_hook_is_attached_and_held"),
     row("packets at random: the cgroup's verdict", "parity::the_egress_hook_decides_as_the_host_does"),
     row("packets at random: the device's verdict", "parity::the_device_hook_decides_as_the_host_does"),
@@ -30,18 +45,9 @@ pub(super) const ROWS: &[Row] = &[
     row("sockets from before", "attach::t17_sockets_from_before"),
     row("loopback and own addresses stay open", "own::t08_loopback_untouched"),
     row("devices that come, go and move", "device::a_device_that_comes_later_is_judged_and_one_that_goes_is_forgotten"),
-    row("clsact", "device::where_there_is_no_tcx_clsact_stands_in"),
-    Row {
-        shows: "tcx: sandboxes share a device",
-        test: "device::a_shared_device_passes_what_any_of_its_sandboxes_allows",
-        since: Some((6, 6)),
-    },
-    Row {
-        shows: "netkit",
-        test: "device::netkit::with_ethernet_it_is_judged_and_without_it_is_refused",
-        since: Some((6, 7)),
-    },
+    since(TCX, "tcx: sandboxes share a device", "device::a_shared_device_passes_what_any_of_its_sandboxes_allows"),
+    since(NETKIT, "netkit", "device::netkit::with_ethernet_it_is_judged_and_without_it_is_refused"),
     row("a killed owner: pins hold, the next one adopts", "adopt::after_kill_9_the_next_owner_finds_it_as_it_was"),
     row("the end leaves nothing", "ends::t22_clean_exit"),
-    row("bpf is an LSM, and lsm_cgroup programs load", "kernel::lsm_cgroup_programs_load"),
+    since(LSM_CGROUP, "bpf is an LSM, and lsm_cgroup programs load", "kernel::lsm_cgroup_programs_load"),
 ];
