@@ -40,8 +40,8 @@ use std::{
 impl Builder {
     /// Closed from here on; DNS is answered when it returns.
     ///
-    /// A cgroup, or a guest, whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
-    /// ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
+    /// A cgroup, or a guest, whose sandbox nobody serves any more, because its owner was killed or let go of it while it was
+    /// populated, is taken over ([`Sandbox::adopt`]) and gets this policy; it does not open on the way. One that was pinned is somebody's: it is refused.
     ///
     /// # Errors
     /// Anything that cannot be enforced whole; nothing is left behind then.
@@ -136,18 +136,19 @@ impl Builder {
         let addresses = plan.follow_addresses(&tables, slot)?;
 
         let (links, fault) = (&pins.links, fault.as_deref());
-        let mut hooks = match on.cgroup() {
-            Some(cgroup) => seat.set.on_cgroup(|programs| {
-                Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
-            })?,
+        let hooks = match on.cgroup() {
+            Some(cgroup) => {
+                let mut hooks = seat.set.on_cgroup(|programs| {
+                    Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
+                })?;
+                if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
+                    hooks.extend(unix::attach(cgroup.fd(), names, links)?);
+                }
+                hooks
+            }
             // The device's programs say it all.
             None => Vec::new(),
         };
-        if let (Some(cgroup), Unix::Names(names), Mode::Enforce) =
-            (on.cgroup(), &self.policy.allow.unix, self.policy.mode)
-        {
-            hooks.extend(unix::attach(cgroup.fd(), names, links)?);
-        }
         let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
         if let Some(serving) = &mut serving {
             serving.lead(&mut devices)?;

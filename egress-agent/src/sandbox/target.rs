@@ -244,6 +244,7 @@ mod tests {
             ("loopback = false", "allow.loopback"),
             ("loopback = [80]", "allow.loopback"),
             ("self = false", "allow.self"),
+            ("unix = \"none\"", "allow.unix"),
         ] {
             assert!(refused(lines).is_err_and(|error| error.contains(key)), "{lines}");
         }
