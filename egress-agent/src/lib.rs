@@ -14,3 +14,4 @@ pub mod observe;
 pub mod policy;
 pub mod run;
 pub mod sandbox;
+pub mod verify;

@@ -151,14 +151,33 @@ pub struct Connected {
     pub protocol: u32,
 }
 
+/// What passed the egress hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Passed {
+    /// Packets, before a device cuts them into segments.
+    pub packets: u64,
+    /// Their bytes, IP header included.
+    pub bytes: u64,
+}
+
+/// Rules that one entry of the per-CPU array of [`Passed`] counts for: a CPU's part of an entry is an allocation of its own.
+pub const RULES_AT_ONCE: usize = 32;
+
+/// What rules let pass on one CPU. Written by the kernel half alone, and never reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct PassedByRules {
+    /// By the rule's index, less the entry's times [`RULES_AT_ONCE`].
+    pub rules: [Passed; RULES_AT_ONCE],
+}
+
 /// Counters of one sandbox on one CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Counters {
-    /// Packets that passed the egress hook.
-    pub allowed_packets: u64,
-    /// Their bytes, IP header included.
-    pub allowed_bytes: u64,
+    /// What passed by no rule: to the sandbox's DNS listener, replies to peers.
+    pub passed: Passed,
     /// Denials by reason number.
     pub denied: [u64; REASONS],
     /// Second in which `window_events` were reported.
@@ -177,5 +196,7 @@ crate::abi!(
     Client = 24,
     Origin = 44,
     Connected = 40,
+    Passed = 16,
+    PassedByRules = 512,
     Counters = 552
 );

@@ -32,6 +32,8 @@ pub mod map {
     pub const DENIALS: &str = "DENIALS";
     /// Per-CPU array: slot -> [`crate::event::Counters`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// Per-CPU array: index of a rule / [`crate::event::RULES_AT_ONCE`] -> [`crate::event::PassedByRules`].
+    pub const PASSED: &str = "PASSED";
     /// Array: slot -> [`crate::bucket::Limits`].
     pub const LIMITS: &str = "LIMITS";
     /// Array: slot -> [`crate::bucket::Meters`].

@@ -16,7 +16,7 @@ use core::mem::MaybeUninit;
 use egress_common::{
     addr::{Addr, Class},
     bucket::{Limits, Meters},
-    event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin},
+    event::{Client, ClientKey, Connected, Counters, Denial, DenialKey, Origin, PassedByRules},
     packet::FlowKey,
     permit::{
         Grant, Match, NETWORK_SLOT_BITS, NEVER_NS, Network, NetworkKey, Permit, PermitKey, Rule, RuleRef, match_rule_by,
@@ -54,6 +54,8 @@ pub(crate) static CLIENTS: LruHashMap<ClientKey, Client> = LruHashMap::with_max_
 pub(crate) static DENIALS: LruHashMap<DenialKey, Denial> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+pub(crate) static PASSED: PerCpuArray<PassedByRules> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 #[btf_map]

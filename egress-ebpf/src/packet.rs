@@ -56,7 +56,7 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
             Metered::Spent => return refuse(tenant, Reason::Budget.into(), Hook::Egress, &headers.flow),
         }
     }
-    report::passed(tenant.slot, packet.len());
+    report::passed(tenant.slot, verdict.rule(), packet.len());
     PASS
 }
 

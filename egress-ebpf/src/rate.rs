@@ -148,7 +148,9 @@ fn headers(packet: Packet, start: u32) -> u32 {
 // include/uapi/linux/bpf.h, BPF_SOCK_OPS_*
 const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
+const RETRANSMISSION: u32 = 9;
 const ROUND_TRIP: u32 = 12;
+const TELL_RETRANSMISSIONS: i32 = 1 << 1;
 const TELL_ROUND_TRIPS: i32 = 1 << 3;
 
 /// TCP that paces itself at its share of the rate meets no full bucket: nothing is lost, and nothing waits in a queue. The
@@ -157,7 +159,7 @@ const TELL_ROUND_TRIPS: i32 = 1 << 3;
 pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     let conversation = Conversation::from(&ctx);
     let op = conversation.op();
-    if (op == ACTIVE_ESTABLISHED || op == PASSIVE_ESTABLISHED || op == ROUND_TRIP)
+    if matches!(op, ACTIVE_ESTABLISHED | PASSIVE_ESTABLISHED | RETRANSMISSION | ROUND_TRIP)
         && conversation.leaves()
         && let Some(tenant) = tenant()
         && let Some(limits) = LIMITS.get(tenant.slot)
@@ -169,15 +171,19 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) {
-    if op != ROUND_TRIP {
-        // Without a limit too: one may come later, and nothing else is called for a socket that is there.
-        conversation.tell(TELL_ROUND_TRIPS);
-    }
     if limits.egress.is_none() {
-        if conversation.was_paced() {
+        // A limit may come later, and nothing is called for a socket that is there. The bucket holds it then, and the first
+        // loss on its way calls us: a socket without a limit pays for its losses alone.
+        if op != RETRANSMISSION {
+            conversation.tell(TELL_RETRANSMISSIONS);
+        }
+        if op == ROUND_TRIP && conversation.was_paced() {
             conversation.set_pace(u32::MAX);
         }
         return;
+    }
+    if op != ROUND_TRIP {
+        conversation.tell(TELL_ROUND_TRIPS);
     }
     let Some(meters) = METERS.get_ptr_mut(tenant.slot) else { return };
     // SAFETY: a live value of the map.

@@ -1,11 +1,12 @@
 //! Counters, and events that a flood cannot turn into a flood.
 
-use crate::maps::{Aligned, COUNTERS, DENIALS, EVENTS, SANDBOXES, Tenant, narrow, now_ns};
+use crate::maps::{Aligned, COUNTERS, DENIALS, EVENTS, PASSED, SANDBOXES, Tenant, narrow, now_ns};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_comm};
 use core::mem::MaybeUninit;
 use egress_common::{
     addr::Addr,
-    event::{Counters, Denial, DenialKey, EVENTS_PER_SECOND, FOLD_NS, Hook, Record},
+    event::{Counters, Denial, DenialKey, EVENTS_PER_SECOND, FOLD_NS, Hook, Passed, RULES_AT_ONCE, Record},
+    permit::RuleRef,
     sandbox::flags,
     verdict::{REASONS, Verdict},
 };
@@ -61,12 +62,21 @@ fn counters(slot: u32) -> Option<&'static mut Counters> {
     COUNTERS.get_ptr_mut(slot).map(|counters| unsafe { &mut *counters })
 }
 
-/// Counts a packet that passed.
+/// Counts a packet that passed, with its rule or, where it has none, with its sandbox: one look-up either way.
 #[inline(always)]
-pub(crate) fn passed(slot: u32, bytes: u32) {
-    if let Some(counters) = counters(slot) {
-        counters.allowed_packets += 1;
-        counters.allowed_bytes += u64::from(bytes);
+pub(crate) fn passed(slot: u32, rule: RuleRef, bytes: u32) {
+    let passed: Option<*mut Passed> = if rule.is_none() {
+        counters(slot).map(|counters| &raw mut counters.passed)
+    } else {
+        let entry = PASSED.get_ptr_mut(rule.index / RULES_AT_ONCE as u32);
+        // SAFETY: a live value of the map, and an index within it.
+        entry.map(|entry| unsafe { entry.cast::<Passed>().add(rule.index as usize % RULES_AT_ONCE) })
+    };
+    if let Some(passed) = passed {
+        // SAFETY: a per-CPU value, and programs of one CPU do not preempt each other within a hook.
+        let passed = unsafe { &mut *passed };
+        passed.packets += 1;
+        passed.bytes += u64::from(bytes);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the egress program costs by itself, beside an empty one: figures for `cargo xtask bench filter`, which
+//! What the egress program costs by itself, beside an empty one and with a limit: figures for `cargo xtask bench`, which
 //! runs this as `costs OBJECT ROUNDS`, OBJECT being the kernel half that build.rs made. Prints one JSON object.
 #![expect(
     clippy::print_stdout,
@@ -15,10 +15,11 @@ use aya::{
 use bytemuck::{Pod, Zeroable};
 use egress_common::{
     addr::Addr,
+    bucket::{BURST_MAX_NS, Limit, Limits, Meters, Place, RATE_MAX_BITS},
     destination::PortRange,
     names,
     permit::{Grant, NEVER_NS, Permit, PermitKey, Rule, RuleRef, rule_flags},
-    sandbox::{Identity, Sandbox as SandboxEntry},
+    sandbox::{Identity, Sandbox as SandboxEntry, flags},
 };
 use lab::Lab;
 use nix::net::if_::{Interface, if_nameindex};
@@ -42,8 +43,16 @@ fn main() {
     let object = std::fs::read(arguments.next().expect("the path of the BPF object")).expect("the BPF object");
     let rounds: usize = arguments.next().expect("the number of rounds").parse().expect("a number of rounds");
     let lab = Lab::without_capture();
-    let (program, empty) = lab.outer_ns().enter(|| best_runs(&object, rounds));
-    println!("{}", serde_json::json!({ "program_ns": program.as_nanos(), "empty_ns": empty.as_nanos() }));
+    let figures = lab.outer_ns().enter(|| {
+        let Best { program, limited, empty } = best_runs(&object, rounds);
+        serde_json::json!({
+            "program_ns": program.as_nanos(),
+            "limited_ns": limited.as_nanos(),
+            "empty_ns": empty.as_nanos(),
+            "lost_bytes": lost_bytes(&object),
+        })
+    });
+    println!("{figures}");
 }
 
 /// Every program of a sandbox without a device, verified and in the kernel.
@@ -66,18 +75,46 @@ fn load(object: &[u8]) -> Ebpf {
     ebpf
 }
 
-/// The shortest runs of the egress program on an allowed IPv4 UDP packet and of an empty one, turn by turn: what else the
-/// machine does only adds.
-fn best_runs(object: &[u8], rounds: usize) -> (Duration, Duration) {
-    let mut ebpf = load(object);
-    permit(&mut ebpf);
-    let egress: &CgroupSkb = ebpf.program("egress").expect("the egress program").try_into().expect("cgroup_skb");
-    let egress = egress.fd().expect("loaded").as_fd();
+struct Best {
+    program: Duration,
+    limited: Duration,
+    empty: Duration,
+}
+
+/// The shortest runs of the egress program on an allowed IPv4 UDP packet, without a limit and with one that nothing reaches, and
+/// of an empty one, turn by turn: what else the machine does only adds.
+fn best_runs(object: &[u8], rounds: usize) -> Best {
+    let (mut free, mut limited) = (load(object), load(object));
+    permit(&mut free, false);
+    permit(&mut limited, true);
     let empty = empty_program().expect("an empty program");
-    (0..rounds)
-        .map(|_| (run(egress), run(empty.as_fd())))
-        .reduce(|best, turn| (best.0.min(turn.0), best.1.min(turn.1)))
-        .expect("a round")
+    let turn = |_| Best { program: run(egress(&free)), limited: run(egress(&limited)), empty: run(empty.as_fd()) };
+    let better = |best: Best, turn: Best| Best {
+        program: best.program.min(turn.program),
+        limited: best.limited.min(turn.limited),
+        empty: best.empty.min(turn.empty),
+    };
+    (0..rounds).map(turn).reduce(better).expect("a round")
+}
+
+/// Of what two CPUs sent at once, what the meter does not have.
+fn lost_bytes(object: &[u8]) -> u64 {
+    let mut ebpf = load(object);
+    permit(&mut ebpf, true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| run(egress(&ebpf)));
+        }
+    });
+    let meters: Array<_, Meters> = Array::try_from(ebpf.map(names::map::METERS).unwrap()).unwrap();
+    let meter = meters.get(&SLOT, 0).unwrap().at[Place::Egress as usize];
+    let sent = 2 * u64::from(REPEAT) * (packet().len() as u64 - 14);
+    sent.abs_diff(meter.bytes)
+}
+
+fn egress(ebpf: &Ebpf) -> BorrowedFd<'_> {
+    let egress: &CgroupSkb = ebpf.program("egress").expect("the egress program").try_into().expect("cgroup_skb");
+    egress.fd().expect("loaded").as_fd()
 }
 
 fn run(program: BorrowedFd<'_>) -> Duration {
@@ -116,14 +153,17 @@ fn empty_program() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn permit(ebpf: &mut Ebpf) {
+fn permit(ebpf: &mut Ebpf, limited: bool) {
     let rule_ref = RuleRef { index: 1, tag: 1 };
     let mut rule = Rule { tag: 1, slot: SLOT, flags: rule_flags::STATIC, len: 1, ..Rule::zeroed() };
     rule.ranges[0] = PortRange::ALL;
     let mut permit = Permit::default();
     permit.grants[0] = Grant { expires_ns: NEVER_NS, rule: rule_ref };
     let mut sandboxes = Array::try_from(ebpf.map_mut(names::map::SANDBOXES).unwrap()).unwrap();
-    sandboxes.set(SLOT, &SandboxEntry { nonce: NONCE, ..SandboxEntry::default() }, 0).unwrap();
+    let flags = if limited { flags::METERED_EGRESS } else { 0 };
+    sandboxes.set(SLOT, &SandboxEntry { nonce: NONCE, flags, ..SandboxEntry::default() }, 0).unwrap();
+    let mut limits = Array::try_from(ebpf.map_mut(names::map::LIMITS).unwrap()).unwrap();
+    limits.set(SLOT, &Limits { egress: Limit::new(RATE_MAX_BITS, BURST_MAX_NS), ..Limits::default() }, 0).unwrap();
     let mut rules = Array::try_from(ebpf.map_mut(names::map::RULES).unwrap()).unwrap();
     rules.set(rule_ref.index, &rule, 0).unwrap();
     let mut permits = HashMap::try_from(ebpf.map_mut(names::map::PERMITS).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Programs of tests/probes that have to be compiled: once per test process, then put where a lab's commands can read them.
+//! Programs of tests/probes and tests/bypass that have to be compiled: once per test process, then put where a lab's commands can read them.
 
 use std::{
     collections::HashMap,
@@ -12,14 +12,17 @@ use std::{
 use crate::{Lab, need, netns::PATH, process::Running};
 
 /// Name, source, and the compiler's words; `OUT` and `SOURCE` stand for paths.
-const PROGRAMS: [(&str, &str, &[&str]); 7] = [
+const PROGRAMS: [(&str, &str, &[&str]); 10] = [
     ("resolve-glibc", "resolve.c", &["cc", "-O1", "-o", "OUT", "SOURCE"]),
     ("resolve-musl", "resolve.c", &["musl-gcc", "-static", "-O1", "-o", "OUT", "SOURCE"]),
     ("resolve-cares", "resolve.c", &["cc", "-DCARES", "-O1", "-o", "OUT", "SOURCE", "-lcares"]),
     ("resolve-go", "resolve.go", &["go", "build", "-o", "OUT", "SOURCE"]),
     ("Resolve.class", "Resolve.java", &["javac", "-d", ".", "SOURCE"]),
     ("clock.so", "clock.c", &["cc", "-shared", "-fPIC", "-O1", "-o", "OUT", "SOURCE"]),
+    ("flood", "flood.c", &["cc", "-O1", "-o", "OUT", "SOURCE"]),
     ("race", "race.c", &["cc", "-O1", "-o", "OUT", "SOURCE"]),
+    ("uring", "../bypass/uring.c", &["cc", "-O1", "-o", "OUT", "SOURCE"]),
+    ("xdp", "../bypass/xdp.c", &["cc", "-O1", "-o", "OUT", "SOURCE"]),
 ];
 
 /// Compiling is slow where the machine is busy.

@@ -27,7 +27,7 @@ pub struct Frame {
     pub tcp_flags: u8,
     /// Length on the wire, link header included; more than the device's MTU where segmentation was left to the device.
     pub len: usize,
-    /// The first bytes behind the transport header; everything behind the link header where there is none.
+    /// The first bytes behind the transport header; everything behind the link header where there is none, as in a fragment.
     pub payload: Vec<u8>,
 }
 
@@ -56,7 +56,8 @@ impl Frame {
             0x86dd => frame.ipv6(packet),
             _ => packet,
         };
-        let payload = frame.transport(transport);
+        // The rest of a packet in pieces has no transport header.
+        let payload = if transport.is_empty() { packet } else { frame.transport(transport) };
         frame.payload = payload[..payload.len().min(KEPT)].to_vec();
         frame
     }

@@ -55,6 +55,15 @@ impl<'l> Job<'l> {
         self.spawn(script).finish(Duration::from_secs(30))
     }
 
+    /// Runs a script in the cgroup as root with every capability: what root of the job's own network namespace can do.
+    #[track_caller]
+    pub(crate) fn as_root(&self, script: &str) -> Output {
+        let mut command = self.netns.command("sh");
+        command.args(["-c", script]).current_dir(self.lab.work_dir());
+        self.cgroup.place(&mut command);
+        Running::spawn(command).finish(Duration::from_secs(90))
+    }
+
     /// Starts a script beside the cgroup; [`Self::admit`] moves it in.
     pub(crate) fn outside(&self, script: &str) -> Running {
         Running::spawn(self.command(self.lab.caller(), script))

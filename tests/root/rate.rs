@@ -2,6 +2,10 @@
 
 #![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
 
+mod mixed;
+mod outlives;
+mod whole;
+
 use crate::{
     job::Job,
     library::{attach_in_the_box, directories},
@@ -11,7 +15,7 @@ use egress_agent::{
     policy::Policy,
     sandbox::Sandbox,
 };
-use lab::{Gauge, Inside, Lab, need, until};
+use lab::{Gauge, Inside, Lab, Launch, need, until};
 use serde_json::Value;
 use std::{fs, time::Duration};
 
@@ -21,6 +25,7 @@ const ALLOW: &str = "--allow 198.51.100.10:5201-5203 --allow [2001:db8::10]:5201
 /// Behind the burst.
 const SETTLED: Duration = Duration::from_millis(700);
 const SOON: Duration = Duration::from_secs(5);
+const TRIES: usize = 4;
 const MBIT: f64 = 1e6;
 
 /// What the network carries for the payload: IP and TCP with timestamps, or UDP, around each packet.
@@ -41,14 +46,32 @@ fn taken(said: &lab::Output) -> f64 {
     words[0] * 8.0 / words[1]
 }
 
+/// Never faster than the limit, and as fast at least once: a busy machine slows senders down as well.
 #[track_caller]
-fn holds(what: &str, bits: f64, configured: f64) {
-    let ratio = bits / configured;
-    assert!((0.9..=1.05).contains(&ratio), "{what}: {ratio:.3} of the rate");
+fn holds(what: &str, configured: f64, mut measure: impl FnMut() -> f64) {
+    let mut seen = Vec::new();
+    while seen.len() < TRIES {
+        let ratio = measure() / configured;
+        seen.push(format!("{ratio:.3}"));
+        assert!(ratio <= 1.05, "{what}: {seen:?} of the rate");
+        if ratio >= 0.9 {
+            return println!("{what}: {seen:?} of the rate");
+        }
+    }
+    panic!("{what}: {seen:?} of the rate");
 }
 
 fn limits(lab: &Lab) -> Value {
-    let report = lab.egressd("status").flags("--json").output();
+    limits_from(lab.egressd("status"))
+}
+
+/// From the namespace that has the devices: elsewhere nobody sees their queues.
+fn limits_beside_devices(lab: &Lab) -> Value {
+    limits_from(lab.egressd("status").inside(lab.outer_ns()))
+}
+
+fn limits_from(status: Launch<'_>) -> Value {
+    let report = status.flags("--json").output();
     let report: Value = serde_json::from_str(&report.exits(0).stdout).unwrap();
     report["sandboxes"][0]["bandwidth"].clone()
 }
@@ -62,9 +85,14 @@ fn offloads(lab: &Lab, on: bool) {
 }
 
 /// Which congestion control sockets to this address use. As a route's: other namespaces than the first may not choose every
-/// one as their default.
-fn controlled_by(lab: &Lab, host: &str, control: &str) {
-    lab.box_ns().ip(&format!("route replace {host} dev eth0 congctl {control}"));
+/// one as their default. False, or in a strict run a failure, where the kernel has none of that name.
+fn controlled_by(lab: &Lab, host: &str, control: &str) -> bool {
+    let set = lab.box_ns().sh(&format!("ip route replace {host} dev eth0 congctl {control}"));
+    let has = set.code == Some(0);
+    if !has {
+        lab::skip(&format!("this kernel has no congestion control {control}: {set}"));
+    }
+    has
 }
 
 #[test]
@@ -74,12 +102,16 @@ fn t38_tcp_keeps_to_the_rate() {
     let [(_, boxed), _] = lab.shapes();
     let mut inside = Inside::start(boxed.flags(&format!("--rate 20mbit {ALLOW}")));
     for (host, control, flows, offloaded) in [(OK, "cubic", 1, true), (OK, "cubic", 8, false), (OK6, "bbr", 1, true)] {
+        if !controlled_by(&lab, host, control) {
+            continue;
+        }
         offloads(&lab, offloaded);
-        controlled_by(&lab, host, control);
-        gauge.reset();
-        inside.ask(&format!("{blast} {host} 5201 1.7 tcp {flows}")).exits(0);
         let what = format!("{host} {control} x{flows}, offloads {offloaded}");
-        holds(&what, on_the_wire(host, "tcp", gauge.rate(SETTLED)), 20.0 * MBIT);
+        holds(&what, 20.0 * MBIT, || {
+            gauge.reset();
+            inside.ask(&format!("{blast} {host} 5201 1.7 tcp {flows}")).exits(0);
+            on_the_wire(host, "tcp", gauge.rate(SETTLED))
+        });
         // The first second may hold the burst, and no more.
         let first = on_the_wire(host, "tcp", gauge.within(Duration::from_secs(1)) as f64);
         assert!(first <= 1.25 * 20.0 * MBIT / 8.0 + 65536.0, "{what}: {first} bytes in the first second");
@@ -99,9 +131,11 @@ fn t38_udp_keeps_to_the_rate_and_no_sender_sees_an_error() {
     for ((_, launch), (host, flows, offloaded)) in lab.shapes().into_iter().zip([(OK, 1, true), (OK6, 2, false)]) {
         let mut inside = Inside::start(launch.flags(&format!("--rate 20mbit {ALLOW}")));
         offloads(&lab, offloaded);
-        gauge.reset();
-        inside.ask(&format!("{blast} {host} 5201 1.7 udp {flows}")).exits(0);
-        holds(&format!("{host} udp x{flows}"), on_the_wire(host, "udp", gauge.rate(SETTLED)), 20.0 * MBIT);
+        holds(&format!("{host} udp x{flows}"), 20.0 * MBIT, || {
+            gauge.reset();
+            inside.ask(&format!("{blast} {host} 5201 1.7 udp {flows}")).exits(0);
+            on_the_wire(host, "udp", gauge.rate(SETTLED))
+        });
         let egress = &limits(&lab)["egress"];
         assert!(egress["dropped_packets"].as_u64().unwrap() > 500, "{egress}");
         inside.end().exits(0);
@@ -117,15 +151,17 @@ fn t38_downloads_keep_to_the_rate() {
         let (_, launch) = lab.shapes().into_iter().find(|(name, _)| *name == shape).unwrap();
         let mut inside = Inside::start(launch.flags(&format!("--policy {} {ALLOW}", policy.display())));
         for host in [OK, OK6] {
-            let said = inside.ask(&format!("{blast} {host} 5203 1.7 take 1"));
-            let bits = on_the_wire(host, "tcp", taken(&said));
             let what = format!("{shape} {host} down");
             // A flow whose packets are dropped gets most of the rate; more by the burst, and by what its reader left waiting
             // before this second.
             let range = if how == "shaped" { 0.9..=1.05 } else { 0.6..=1.5 };
-            let ratio = bits / (20.0 * MBIT);
-            println!("{what}: {ratio:.3}");
-            assert!(range.contains(&ratio), "{what}: {ratio:.3} of the rate");
+            let mut down = || {
+                let said = inside.ask(&format!("{blast} {host} 5203 1.7 take 1"));
+                on_the_wire(host, "tcp", taken(&said)) / (20.0 * MBIT)
+            };
+            let seen: Vec<f64> = (0..TRIES).map(|_| down()).take_while(|ratio| !range.contains(ratio)).collect();
+            println!("{what}: beside the rate {seen:.3?}");
+            assert!(seen.len() < TRIES, "{what}: {seen:.3?} of the rate");
         }
         let ingress = &limits(&lab)["ingress"];
         assert_eq!((ingress["rate"].as_u64(), ingress["how"].as_str()), (Some(20_000_000), Some(how)), "{ingress}");
@@ -143,13 +179,19 @@ fn t38_a_neighbour_and_loopback_are_not_slowed_down() {
     let begin = |rate: &str| Inside::start(lab.egressd("run").flags(&format!("{rate} {ALLOW}")));
     let (mut first, mut second, mut third) = (begin("--rate 20mbit"), begin("--rate 5mbit"), begin(""));
     let at = |inside: &mut Inside, port, kind| inside.begin(&format!("{blast} {OK} {port} 1.7 {kind} 1"));
-    let (one, two) = (at(&mut first, 5201, "tcp"), at(&mut second, 5202, "udp"));
-    let three = at(&mut third, 5203, "tcp");
-    first.answer(one).exits(0);
-    second.answer(two).exits(0);
-    third.answer(three).exits(0);
-    holds("beside others, tcp", on_the_wire(OK, "tcp", slow.rate(SETTLED)), 20.0 * MBIT);
-    holds("beside others, udp", on_the_wire(OK, "udp", slower.rate(SETTLED)), 5.0 * MBIT);
+    holds("beside others", 1.0, || {
+        [&slow, &slower, &free].into_iter().for_each(Gauge::reset);
+        let (one, two) = (at(&mut first, 5201, "tcp"), at(&mut second, 5202, "udp"));
+        let three = at(&mut third, 5203, "tcp");
+        first.answer(one).exits(0);
+        second.answer(two).exits(0);
+        third.answer(three).exits(0);
+        let tcp = on_the_wire(OK, "tcp", slow.rate(SETTLED)) / (20.0 * MBIT);
+        let udp = on_the_wire(OK, "udp", slower.rate(SETTLED)) / (5.0 * MBIT);
+        println!("tcp {tcp:.3}, udp {udp:.3}");
+        // What is further off.
+        if (tcp - 1.0).abs() > (udp - 1.0).abs() { tcp } else { udp }
+    });
     assert!(free.rate(SETTLED) > 10.0 * 20.0 * MBIT, "{} bit/s without a limit", free.rate(SETTLED));
     // 20 MB within the sandbox would take eight seconds.
     let within = "import socket, threading, time
@@ -181,8 +223,8 @@ fn lately(gauge: &Gauge) -> f64 {
 fn a_limit_changes_under_a_flow() {
     let lab = Lab::without_capture();
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
-    let mut sandbox = attach_in_the_box(&lab, &job, open(""));
-    let flow = job.spawn(&format!("{blast} {OK} 5201 20 tcp 1"));
+    let mut sandbox = attach_in_the_box(&lab, &job, open("egress = \"10gbit\""));
+    let flow = job.spawn(&format!("{blast} {OK} 5201 60 tcp 1"));
     until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
     for (limit, range) in [("20mbit", 18.0..=21.0), ("5mbit", 4.5..=5.3)] {
         lab.box_ns().enter(|| sandbox.update(open(&format!("egress = \"{limit}\""))).unwrap());
@@ -294,29 +336,4 @@ fn who_only_observes_is_not_slowed_down() {
     let limits = limits(&lab);
     assert_eq!((limits["egress"].as_u64(), limits["budget"].as_u64()), (None, Some(100_000)), "{limits}");
     inside.end().exits(0);
-}
-
-#[test]
-fn t39_what_is_slowed_down_arrives_whole() {
-    let lab = Lab::new();
-    // Two million bytes that no two places have alike.
-    let bytes: Vec<u8> = (0_u32..500_000).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
-    fs::create_dir(lab.www_dir()).unwrap();
-    let file = lab.www_dir().join("f");
-    fs::write(&file, &bytes).unwrap();
-    let file = file.display();
-    for mtu in [1500, 1280] {
-        lab.box_ns().ip(&format!("link set eth0 mtu {mtu}"));
-        let token = lab.token(&format!("up-{mtu}"));
-        let script = format!(
-            "curl -fsS -T {file} http://{OK}:8080/up/{token} >/dev/null && curl -fsS http://{OK}:8080/www/f | sha256sum && sha256sum <{file}"
-        );
-        let limits = "[bandwidth]\negress = \"20mbit\"\ningress = \"50mbit\"";
-        let limits = lab.file("both.toml", limits);
-        let said = lab.sh(&format!("--policy {} --allow {OK}:8080", limits.display()), &script);
-        let sums: Vec<_> = said.exits(0).stdout.lines().collect();
-        assert!(sums.len() == 2 && sums[0] == sums[1], "{said}");
-        assert!(lab.expect_hits(&token, 1)[0].body() == bytes, "the upload differs");
-        assert!(said.took > Duration::from_millis(500), "16 Mbit cannot take {:?}", said.took);
-    }
 }

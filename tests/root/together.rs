@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(10);
 const OTHER: &str = "198.51.100.11";
 
 /// The kernel's number of one of the sandbox's maps: the same for all that share a set.
-fn set_of(lab: &Lab, sandbox: &str) -> u64 {
+pub(crate) fn set_of(lab: &Lab, sandbox: &str) -> u64 {
     need("bpftool");
     let map = lab.pin_dir().join(sandbox).join("maps/PERMITS");
     let shown = lab.outer_ns().sh(&format!("bpftool -j map show pinned {}", map.display()));

@@ -69,7 +69,8 @@ fn status_tells_what_the_kernel_has() {
             "hooks",
             "maps",
             "counters",
-            "bandwidth"
+            "bandwidth",
+            "destinations"
         ]
     );
     assert_eq!(keys(&status["counters"]), ["allowed_packets", "allowed_bytes", "denied", "events_lost"]);
@@ -89,6 +90,11 @@ fn status_tells_what_the_kernel_has() {
     let (_, later) = job.status();
     let moved = |key: &str| later["counters"][key].as_u64() > status["counters"][key].as_u64();
     assert!(moved("allowed_packets") && moved("allowed_bytes"), "{later}");
+    let [to] = &later["destinations"].as_array().unwrap()[..] else { panic!("one destination: {later}") };
+    let bytes = |count: &Value| count.as_u64().unwrap();
+    assert_eq!(to["destination"], "ok.test", "{later}");
+    // The question went to egressd's own resolver.
+    assert!(bytes(&to["bytes"]) > 200 && bytes(&to["bytes"]) < bytes(&later["counters"]["allowed_bytes"]), "{later}");
     assert_eq!(later["counters"]["denied"]["not_permitted"], 1, "one connect, one denial: {later}");
     let permits = |status: &Value| status["maps"][0]["entries"].as_u64().unwrap();
     assert_eq!((permits(&status), permits(&later), &later["maps"][0]["map"]), (0, 1, &"PERMITS".into()));
@@ -269,14 +275,27 @@ fn doctor_and_version_tell_of_the_host_and_the_build() {
     let json = lab.egressd("doctor").flags("--json").output();
     let report: Value = serde_json::from_str(&json.stdout).unwrap();
     let needs = report["needs"].as_array().unwrap();
-    assert_eq!(keys(&needs[0]), ["hook", "kernel", "contains", "present", "why", "fix"]);
-    assert!(needs[..2].iter().all(|need| need["present"] == "yes"), "the cgroup hooks are here: {report}");
+    assert_eq!(keys(&needs[0]), ["hook", "kernel", "contains", "level", "present", "why", "fix"]);
+    assert_eq!(keys(&report), ["schema", "kernel", "highest", "needs", "programs"]);
+    let hooks = needs.iter().filter(|need| need["hook"].as_str().unwrap().starts_with("cgroup"));
+    assert!(
+        hooks.clone().count() == 8 && hooks.clone().all(|need| need["present"] == "yes"),
+        "they are here: {report}"
+    );
+    assert_eq!(report["highest"], "L2", "{report}");
+    table.says("highest level possible L2");
+    // Every program is in the table, and the kernel says what it took to verify it.
+    let programs = report["programs"].as_array().unwrap();
+    assert!(
+        programs.len() == 16 && programs.iter().all(|program| program["verified_instructions"].as_u64() > Some(0)),
+        "{report}"
+    );
     let all = needs.iter().all(|need| need["present"] == "yes");
     assert_eq!((json.code, table.code), (Some(if all { 0 } else { 3 }), json.code), "{json}");
     assert_eq!(table.stdout.lines().count(), needs.len());
     let nobody =
         lab.egressd("doctor").through(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]).output();
-    nobody.exits(3);
+    nobody.exits(3).says("highest level possible none");
     assert!(!lab.state_dir().exists() && !lab.pin_dir().exists(), "asking makes nothing");
 
     let version: Value =

@@ -2,7 +2,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a chore speaks to the terminal")]
 
 mod bench;
+mod budget;
 mod cargo;
+mod cases;
 mod demo;
 mod fuzz;
 mod invoker;
@@ -28,12 +30,14 @@ struct Cli {
 enum Chore {
     /// Install what building and testing need, and say what; quick when nothing is missing
     Setup,
-    /// Style, unit tests, root tests, demo, other kernels: what CI runs
+    /// Style, unit tests, the verifier's budget, root tests, demo, other kernels: what CI runs
     Test(test::Options),
     /// An internet in a box, real curl, and what egressd lets through
     Demo,
     /// Revert production lines one at a time: each must turn its test red
     Mutants(mutants::Options),
+    /// What the kernel's verifier makes of each program, held against egress-ebpf/verified.toml
+    VerifyBudget(budget::Options),
     /// Mutated messages for the DNS half, for as long as one likes
     Fuzz(fuzz::Options),
     /// The root tests on other kernels, in qemu: a table, or the tests that are named behind --
@@ -71,6 +75,7 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Demo => demo::run().map(tally::Tally::is_green),
         Chore::Bench(options) => bench::run(&options),
         Chore::Vm(options) => vm::run(&options).map(tally::Tally::is_green),
+        Chore::VerifyBudget(options) => budget::run(&options).map(tally::Tally::is_green),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Generate => bench::filter::generator::serve().map(|()| true),
         Chore::Ask { server } => bench::dns::serve(server).map(|()| true),

@@ -1,6 +1,6 @@
 //! The style stage: what the tools check, and the house's own gates.
 
-use crate::{cargo, tally::Tally};
+use crate::{cargo, cases, tally::Tally};
 use anyhow::{Context as _, Result};
 use std::{fs, path::Path, process::Command};
 
@@ -23,6 +23,7 @@ pub(crate) fn run() -> Result<Tally> {
     let files = files()?;
     check("no file is long without a reason", report(&long_files(&files)?));
     check("names say what a thing is", report(&empty_names(&files)?));
+    check("every case of names has a test", report(&cases::missing(&files)?));
     check("clippy, kernel half", succeeds(clippy_bpf()?)?);
     check("clippy", succeeds(clippy_host()?)?);
     check("cargo doc", succeeds(doc()?)?);

@@ -1,15 +1,16 @@
-//! `cargo xtask test`: style, unit tests, root tests, demo, other kernels. Builds as the caller, tests as root.
+//! `cargo xtask test`: style, unit tests, the verifier's budget, root tests, demo, other kernels. Builds as the caller, tests as root.
 
 use crate::{
-    cargo, demo, invoker, setup, style,
+    budget, cargo, demo, invoker, setup, style,
     tally::{self, Stage, Tally},
     vm,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
@@ -19,6 +20,11 @@ use std::{
 pub(crate) const ROOT_TESTS: &str = "root";
 /// Longest time that one test binary may take: a hang is a failure, not a wait.
 const LIMIT: Duration = Duration::from_mins(25);
+
+/// DNS servers over TLS and HTTPS, which are not in the default build.
+const ENCRYPTED: [&str; 2] = ["--features", "egress-agent/encrypted-upstream"];
+/// The root tests that look at them, whichever way the agent was built.
+const OF_ENCRYPTED: &str = "dns::encrypted";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -34,18 +40,20 @@ pub(crate) struct Options {
 enum Which {
     Style,
     Unit,
+    Budget,
     Root,
     Demo,
     Vm,
 }
 
 impl Which {
-    const ALL: [Self; 5] = [Self::Style, Self::Unit, Self::Root, Self::Demo, Self::Vm];
+    const ALL: [Self; 6] = [Self::Style, Self::Unit, Self::Budget, Self::Root, Self::Demo, Self::Vm];
 
     fn name(self) -> &'static str {
         match self {
             Self::Style => "style",
             Self::Unit => "unit",
+            Self::Budget => "budget",
             Self::Root => "root",
             Self::Demo => "demo",
             Self::Vm => "vm",
@@ -65,6 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let tally = match which {
             Which::Style => style::run(),
             Which::Unit => unit(&options.filters),
+            Which::Budget => budget::run(&budget::Options::default()),
             Which::Root => root(&options.filters),
             Which::Demo => demo::run(),
             Which::Vm => vm::run(&vm::Options::default()),
@@ -83,28 +92,48 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(tally::close(&stages))
 }
 
+/// With every feature of the agent: what the build without them has instead is the root stage's.
 fn unit(filters: &[String]) -> Result<Tally> {
     let mut command = cargo::command(&["test", "--locked", "--no-fail-fast", "--workspace"])?;
     command
+        .args(ENCRYPTED)
         .args(["--exclude", "egress-tests", "--exclude", "egress-ebpf", "--exclude", "egress-fuzz", "--"])
         .args(filters);
     run_counted(command, LIMIT, show)
 }
 
 fn root(filters: &[String]) -> Result<Tally> {
+    let encrypted = of_encrypted(filters).then(build_encrypted).transpose()?;
     let egressd = cargo::build_egressd(&[])?;
     let tests = cargo::build_tests(cargo::command(&[])?, "egress-tests")?;
     if !invoker::is_root() {
         bail!("these tests make namespaces, cgroups and BPF programs: sudo make test");
     }
+    let only = [OF_ENCRYPTED.to_owned()];
+    let rounds = [Some((&egressd, filters)), encrypted.as_ref().map(|egressd| (egressd, only.as_slice()))];
     let mut tally = Tally::default();
-    for test in tests {
-        let mut command = Command::new(&test.path);
-        command.args(filters).current_dir(&test.package_dir);
-        as_root_test(&mut command, &egressd);
-        tally.add(run_counted(command, LIMIT, show)?);
+    for (egressd, filters) in rounds.into_iter().flatten() {
+        for test in &tests {
+            let mut command = Command::new(&test.path);
+            command.args(filters).current_dir(&test.package_dir);
+            as_root_test(&mut command, egressd);
+            tally.add(run_counted(command, LIMIT, show)?);
+        }
     }
     Ok(tally)
+}
+
+/// Whether the tests of DNS servers over TLS are among those asked for.
+fn of_encrypted(filters: &[String]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| OF_ENCRYPTED.contains(filter) || filter.contains(OF_ENCRYPTED))
+}
+
+/// The agent with DNS servers over TLS, beside the one without, which cargo puts in the same place.
+fn build_encrypted() -> Result<PathBuf> {
+    let built = cargo::build_egressd(&ENCRYPTED)?;
+    let kept = built.with_file_name("egressd-encrypted");
+    fs::copy(&built, &kept).with_context(|| format!("cannot copy {} to {}", built.display(), kept.display()))?;
+    Ok(kept)
 }
 
 /// What a root test finds in its environment. Strict: a test that cannot look fails.
@@ -159,4 +188,20 @@ pub(crate) fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<String>> {
         }
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_by_name_says_which_agents_are_built() {
+        let words = |words: &[&str]| words.iter().copied().map(str::to_owned).collect::<Vec<_>>();
+        assert!(
+            [&[][..], &["dns::"], &["x", "encrypted"], &["dns::encrypted::f07"]]
+                .iter()
+                .all(|it| of_encrypted(&words(it)))
+        );
+        assert!(!of_encrypted(&words(&["ends::", "dns::clients"])));
+    }
 }

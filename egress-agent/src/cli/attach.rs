@@ -16,7 +16,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Write as _,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long a signal may wait for its answer while no event comes.
@@ -80,11 +80,14 @@ impl Target {
 }
 
 impl Attach {
-    pub(super) fn act(self, directories: &Directories) -> Result<u8> {
-        if !self.own.is_empty() {
-            let fix = "name the sandbox's cgroup";
-            return Err(Refused::NotInThisBuild { flag: "--self".to_owned(), fix }.into());
+    pub(super) fn refuse_later(&self) -> Result<(), Refused> {
+        if self.own.is_empty() {
+            return Ok(());
         }
+        Err(Refused::NotInThisBuild { flag: "--self".to_owned(), fix: "name the sandbox's cgroup" })
+    }
+
+    pub(super) fn act(self, directories: &Directories) -> Result<u8> {
         let policy = self.policy.load()?;
         if self.pin {
             refuse_pin(&policy)?;
@@ -124,8 +127,14 @@ impl Attach {
 /// Serves until a signal comes or somebody detaches.
 fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
     let events = sandbox.events();
+    let mut looked: Option<Instant> = None;
     while signals.read_signal().context("cannot read signals")?.is_none() {
-        if sandbox.was_detached() {
+        // Not at every event: it takes a look at files, and the sandbox chooses how many events there are.
+        let due = looked.is_none_or(|looked| looked.elapsed() >= PATIENCE);
+        if due {
+            looked = Some(Instant::now());
+        }
+        if due && sandbox.was_detached() {
             term::say(&format!("{} was detached by another egressd", sandbox.name()));
             // Its pins are gone: there is nothing left to leave closed.
             drop(sandbox.release());

@@ -29,11 +29,12 @@ struct Which {
 }
 
 impl Detach {
+    pub(super) fn refuse_later(&self) -> Result<(), Refused> {
+        let Some(device) = &self.which.device else { return Ok(()) };
+        Err(Refused::NotInThisBuild { flag: format!("--device {device}"), fix: "name the sandbox's cgroup" })
+    }
+
     pub(super) fn act(self, directories: &Directories) -> Result<u8> {
-        if let Some(device) = self.which.device {
-            let flag = format!("--device {device}");
-            return Err(Refused::NotInThisBuild { flag, fix: "name the sandbox's cgroup" }.into());
-        }
         let cgroups = match self.which.cgroup {
             Some(path) => vec![path],
             None => {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use egress_agent::{
     observe::{escape, event::SCHEMA},
-    sandbox::needs::{self, Need, Present},
+    sandbox::needs::{self, Need, Present, Survey},
 };
 use serde::Serialize;
 
@@ -23,23 +23,31 @@ pub(super) struct Doctor {
 #[derive(Serialize)]
 struct Report<'a> {
     schema: u32,
-    needs: &'a [Need],
+    #[serde(flatten)]
+    survey: &'a Survey,
 }
 
 impl Doctor {
     pub(super) fn act(self) -> Result<u8> {
-        let needs = needs::probe();
+        let survey = needs::probe();
         if self.json {
-            term::out(&to_json(&needs)?)?;
+            term::out(&to_json(&survey)?)?;
         } else {
-            table(&needs).print()?;
+            table(&survey.needs).print()?;
         }
-        Ok(exit(&needs).into())
+        term::say(&verdict(&survey));
+        Ok(exit(&survey.needs).into())
     }
 }
 
-fn to_json(needs: &[Need]) -> serde_json::Result<String> {
-    escape::json_line(&Report { schema: SCHEMA, needs })
+fn to_json(survey: &Survey) -> serde_json::Result<String> {
+    escape::json_line(&Report { schema: SCHEMA, survey })
+}
+
+/// What it comes to.
+fn verdict(survey: &Survey) -> String {
+    let highest = survey.highest.map_or_else(|| "none".to_owned(), |level| level.to_string());
+    format!("kernel {}: highest level possible {highest}", survey.kernel)
 }
 
 /// What could not be looked at counts as missing.
@@ -48,14 +56,16 @@ fn exit(needs: &[Need]) -> Exit {
 }
 
 fn table(needs: &[Need]) -> term::Table {
-    let mut table = term::Table::new(&["HOOK", "KERNEL", "PRESENT", "CONTAINS", "FIX"]);
+    let mut table = term::Table::new(&["HOOK", "KERNEL", "LEVEL", "PRESENT", "CONTAINS", "MISSING: WHAT TO DO"]);
     for need in needs {
         let (present, fix) = match &need.present {
             Present::Yes => ("yes".to_owned(), ""),
             Present::No => ("NO".to_owned(), need.fix.as_str()),
             Present::Unknown(why) => (format!("UNKNOWN: {}", escape::text(why)), need.fix.as_str()),
         };
-        table.row([need.hook.to_owned(), need.kernel.to_owned(), present, need.contains.to_owned(), fix.to_owned()]);
+        let level = need.level.map_or_else(|| "-".to_owned(), |level| level.to_string());
+        let [hook, kernel, contains, fix] = [need.hook, need.kernel, need.contains, fix].map(str::to_owned);
+        table.row([hook, kernel, level, present, contains, fix]);
     }
     table
 }
@@ -63,9 +73,11 @@ fn table(needs: &[Need]) -> term::Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use egress_agent::sandbox::{Level, needs::Verified};
 
     fn need(present: Present) -> Need {
-        Need { hook: "connect4", kernel: "4.17", contains: "connect()", present, fix: "a newer kernel".into() }
+        let level = Some(Level::L1);
+        Need { hook: "connect4", kernel: "4.17", contains: "connect()", level, present, fix: "a newer kernel".into() }
     }
 
     #[test]
@@ -77,12 +89,20 @@ mod tests {
 
     #[test]
     fn the_json_form_is_this() {
+        let survey = Survey {
+            kernel: "6.18.5".into(),
+            highest: None,
+            needs: vec![need(Present::Unknown("not root".into()))],
+            programs: vec![Verified { program: "connect4".into(), verified_instructions: Some(700) }],
+        };
         assert_eq!(
-            to_json(&[need(Present::Unknown("not root".into()))]).unwrap(),
+            to_json(&survey).unwrap(),
             concat!(
-                r#"{"schema":1,"needs":[{"hook":"connect4","kernel":"4.17","contains":"connect()","present":"unknown","#,
-                r#""why":"not root","fix":"a newer kernel"}]}"#,
+                r#"{"schema":1,"kernel":"6.18.5","highest":null,"needs":[{"hook":"connect4","kernel":"4.17","contains":"connect()","#,
+                r#""level":"L1","present":"unknown","why":"not root","fix":"a newer kernel"}],"#,
+                r#""programs":[{"program":"connect4","verified_instructions":700}]}"#,
             )
         );
+        assert_eq!(verdict(&survey), "kernel 6.18.5: highest level possible none");
     }
 }

@@ -1,6 +1,8 @@
 //! Exit codes, and the one line that says why.
 
-use egress_agent::{cgroup::CgroupError, observe::escape, policy::PolicyError, run::RunError, sandbox};
+use egress_agent::{
+    cgroup::CgroupError, observe::escape, policy::PolicyError, run::RunError, sandbox, verify::VerifyError,
+};
 use std::io;
 
 /// What `run` exits with for anything of egressd's own: CMD was never started, or could not be followed.
@@ -48,6 +50,9 @@ pub(super) enum Refused {
     /// `run` inside what `run` made.
     #[error("this process is in a sandbox already ({}), and sandboxes do not nest; add to that one's policy instead", .0.display())]
     InSandbox(std::path::PathBuf),
+    /// `run --verify` of a sandbox that is not closed.
+    #[error("--verify: the command was not started: {0}")]
+    NotClosed(String),
     /// A DEST on the command line.
     #[error("{text:?} is no destination")]
     Destination { text: String, source: egress_agent::policy::DestinationError },
@@ -56,6 +61,9 @@ pub(super) enum Refused {
 impl Exit {
     /// The exit code of a failure.
     pub(super) fn of(error: &anyhow::Error) -> u8 {
+        if let Some(error) = find::<VerifyError>(error) {
+            return error.exit_code();
+        }
         if let Some(error) = find::<sandbox::Error>(error) {
             return error.exit_code();
         }

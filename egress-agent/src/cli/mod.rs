@@ -13,6 +13,7 @@ mod run_flags;
 mod status;
 mod summary_file;
 mod term;
+mod verify;
 mod version;
 
 use anyhow::Result;
@@ -75,12 +76,13 @@ enum Verb {
     Events(events::Events),
     Explain(explain::Explain),
     Check(check::Check),
+    Verify(verify::Verify),
     Doctor(doctor::Doctor),
     Version(version::Version),
 }
 
 /// Verbs of the contract that are still to come. They are not listed, but typing one must not look like a typing error.
-const LATER: [&str; 6] = ["reload", "suggest", "verify", "gc", "daemon", "hook"];
+const LATER: [&str; 5] = ["reload", "suggest", "gc", "daemon", "hook"];
 
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
@@ -120,7 +122,19 @@ fn command_line(words: &[OsString]) -> u8 {
     }
 }
 
+impl Verb {
+    /// Flags of the contract that this build cannot honour are errors, never ignored.
+    fn refuse_later(&self) -> Result<(), exit::Refused> {
+        match self {
+            Self::Attach(attach) => attach.refuse_later(),
+            Self::Detach(detach) => detach.refuse_later(),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn act(verb: Verb, directories: &Directories) -> Result<u8> {
+    verb.refuse_later()?;
     match verb {
         Verb::Run(run) => run::run(*run, directories),
         Verb::Attach(attach) => attach.act(directories),
@@ -129,6 +143,7 @@ fn act(verb: Verb, directories: &Directories) -> Result<u8> {
         Verb::Events(events) => events.act(directories),
         Verb::Explain(explain) => explain.act(directories),
         Verb::Check(check) => check.act(),
+        Verb::Verify(verify) => verify.act(directories),
         Verb::Doctor(doctor) => doctor.act(),
         Verb::Version(version) => version.act(),
     }

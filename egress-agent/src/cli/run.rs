@@ -10,7 +10,8 @@ use egress_agent::{
         Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Shares, Signals, Variable,
         environment, identity, level, parse_variable, spawn,
     },
-    sandbox::{self, Directories, Level, Reached, Released, Sandbox},
+    sandbox::{self, Directories, Level, Reached, Released, Sandbox, Sent},
+    verify,
 };
 use std::{
     ffi::OsString,
@@ -42,6 +43,7 @@ struct Plan {
     limits: Limits,
     shares: Shares,
     require: Option<Level>,
+    verify: bool,
     report: Option<File>,
 }
 
@@ -80,7 +82,6 @@ fn refuse_nesting(parent: &Cgroup) -> Result<(), Refused> {
 
 fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
     let flags = run.flags;
-    flags.refuse_later()?;
     let policy = run.policy.load()?;
     let caller = Caller::current(|name| std::env::var_os(name))?;
     let identity = identity(&caller, flags.user.as_deref(), &HostAccounts)?;
@@ -95,6 +96,7 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
         identity,
         shares: flags.shares(),
         require: flags.require,
+        verify: flags.verify,
         cap_names: flags.keep_cap,
         raw_sockets: keeps.names().iter().any(|name| name == RAW_SOCKETS),
         fds,
@@ -121,7 +123,8 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         builder = builder.require(level);
     }
     let mut sandbox = builder.attach()?;
-    let denials = collect(&sandbox);
+    let verified = plan.verify.then(|| verified(cgroup, directories)).transpose()?;
+    let denials = collect(&sandbox, verified);
     if let Some(limit) = plan.wait_proxy {
         sandbox.await_proxies(limit)?;
     }
@@ -149,8 +152,8 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         hidden: vec![directories.pin.clone(), directories.state.clone()],
     };
     plan.signals.check_before_start()?;
-    let exit = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
-    tell(denials, plan.report);
+    let (exit, sent) = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
+    tell(denials, &sent, plan.report);
     Ok(exit.code())
 }
 
@@ -166,12 +169,22 @@ fn refuse_below(wanted: Option<Level>, reached: &Reached) -> Result<()> {
 }
 
 /// From CMD's start to the end of enforcement. Once CMD has run, its exit code is what counts; what goes wrong afterwards is said.
-fn follow(command: &Command, cgroup: &Cgroup, signals: &Signals, limits: Limits, sandbox: Sandbox) -> Result<Exit> {
+fn follow(
+    command: &Command,
+    cgroup: &Cgroup,
+    signals: &Signals,
+    limits: Limits,
+    sandbox: Sandbox,
+) -> Result<(Exit, Vec<Sent>)> {
     let mut child = spawn(command, cgroup)?;
     let waited = child.wait(signals, limits);
     if let Err(error) = child.end() {
         term::say(&super::exit::message(&error.into()));
     }
+    let sent = sandbox.sent().unwrap_or_else(|error| {
+        tracing::warn!(%error, "where it sent most is not known");
+        Vec::new()
+    });
     // Where somebody is left, the end must not open anything: the release leaves a populated cgroup closed.
     match sandbox.release() {
         Ok(Released::Detached) => {}
@@ -180,25 +193,34 @@ fn follow(command: &Command, cgroup: &Cgroup, signals: &Signals, limits: Limits,
         }
         Err(error) => term::say(&super::exit::message(&error.into())),
     }
-    Ok(waited?)
+    Ok((waited?, sent))
 }
 
-/// Adds up denials until the sandbox is gone.
-fn collect(sandbox: &Sandbox) -> JoinHandle<Summary> {
+/// What `--verify` found, which is nothing to object to.
+fn verified(cgroup: &Cgroup, directories: &Directories) -> Result<verify::Report> {
+    let report = verify::verify(directories, Some(cgroup.path()))?;
+    super::verify::objection(&report).map_or(Ok(()), |why| Err(Refused::NotClosed(why)))?;
+    Ok(report)
+}
+
+/// Adds up denials until the sandbox is gone, less those of probes.
+fn collect(sandbox: &Sandbox, verified: Option<verify::Report>) -> JoinHandle<Summary> {
     // Unreadable is as good as empty: the file only explains.
     let hosts = Hosts::parse(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
     let events = sandbox.events();
     thread::spawn(move || {
         let mut summary = Summary::new(hosts);
         for event in events {
-            summary.add(&event);
+            if !verified.as_ref().is_some_and(|report| report.caused(&event)) {
+                summary.add(&event);
+            }
         }
         summary
     })
 }
 
-/// Says what was denied, on stderr and in the report.
-fn tell(denials: JoinHandle<Summary>, report: Option<File>) {
+/// Says what was denied, on stderr and in the report, which has what was sent too.
+fn tell(denials: JoinHandle<Summary>, sent: &[Sent], report: Option<File>) {
     let Ok(summary) = denials.join() else {
         term::say("the denials were not counted, because their thread failed");
         return;
@@ -208,7 +230,7 @@ fn tell(denials: JoinHandle<Summary>, report: Option<File>) {
     }
     if let Some(mut file) = report {
         let written = summary
-            .to_json_line()
+            .to_json_line(sent)
             .context("cannot make JSON")
             .and_then(|json| writeln!(file, "{json}").context("cannot write the file"));
         if let Err(error) = written {

@@ -1,6 +1,6 @@
 //! `egressd run`: its flags.
 
-use super::{exit::Refused, policy_flags::PolicyFlags};
+use super::policy_flags::PolicyFlags;
 use clap::{Args, ValueEnum};
 use egress_agent::{run::Shares, sandbox::Level};
 use std::{ffi::OsString, os::fd::RawFd, path::PathBuf, time::Duration};
@@ -55,7 +55,7 @@ pub(super) struct RunFlags {
     /// Leave the command a descriptor that is no socket, e.g. --keep-fd 3
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub(super) keep_fd: Vec<RawFd>,
-    /// Write what was denied as JSON, e.g. --summary denied.json
+    /// Write what was denied, and where most was sent, as JSON, e.g. --summary denied.json
     #[arg(long, value_name = "FILE", env = "EGRESSD_SUMMARY", hide_env_values = true)]
     pub(super) summary: Option<PathBuf>,
     /// Share the host's processes (pid), or its mounts and processes (mounts), with the command: the level says what that costs
@@ -64,9 +64,9 @@ pub(super) struct RunFlags {
     /// Refuse to start the command if less than this level can be promised, e.g. --require L1
     #[arg(long, value_name = "LEVEL", env = "EGRESSD_REQUIRE", hide_env_values = true)]
     pub(super) require: Option<Level>,
-    /// Probe from inside the sandbox before the command starts
-    #[arg(long, env = "EGRESSD_VERIFY", hide_env_values = true, hide = true, value_parser = clap::builder::BoolishValueParser::new())]
-    verify: bool,
+    /// Try every way out from inside the sandbox first, and refuse to start the command unless each is closed
+    #[arg(long, env = "EGRESSD_VERIFY", hide_env_values = true, value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) verify: bool,
 }
 
 /// `--share`
@@ -77,14 +77,6 @@ enum Share {
 }
 
 impl RunFlags {
-    /// Flags of the contract that this build cannot honour are errors, never ignored.
-    pub(super) fn refuse_later(&self) -> Result<(), Refused> {
-        if self.verify {
-            return Err(Refused::NotInThisBuild { flag: "--verify".to_owned(), fix: "leave it out" });
-        }
-        Ok(())
-    }
-
     /// What is given up.
     pub(super) fn shares(&self) -> Shares {
         Shares { pids: self.share.contains(&Share::Pid), mounts: self.share.contains(&Share::Mounts) }

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use egress_agent::{
         observe::counters::Totals,
-        sandbox::{BandwidthStatus, HookStatus, How, Level, LimitStatus, MapUse},
+        sandbox::{BandwidthStatus, HookStatus, How, Level, LimitStatus, MapUse, Sent},
     };
 
     fn status() -> sandbox::Status {
@@ -133,6 +133,7 @@ mod tests {
                 budget: Some(1000),
                 spent: 900,
             }),
+            destinations: vec![Sent { destination: "ok.test:443".into(), packets: 9, bytes: 800 }],
         }
     }
 
@@ -147,7 +148,8 @@ mod tests {
                 r#""maps":[{"map":"PERMITS","entries":3,"capacity":65536}],"#,
                 r#""counters":{"allowed_packets":10,"allowed_bytes":900,"denied":{},"events_lost":0},"#,
                 r#""bandwidth":{"egress":{"rate":10000000,"how":"paced","bytes":900,"dropped_packets":1,"dropped_bytes":1500,"debt_ms":3},"#,
-                r#""ingress":null,"budget":1000,"spent":900}}]}"#,
+                r#""ingress":null,"budget":1000,"spent":900},"#,
+                r#""destinations":[{"destination":"ok.test:443","packets":9,"bytes":800}]}]}"#,
             )
         );
         assert_eq!(to_json(&[]).unwrap(), r#"{"schema":1,"sandboxes":[]}"#);

@@ -1,10 +1,11 @@
 //! Taking links off that others may hold: the end that `egressd detach` asks for.
 
+use super::bpf::{Bpf, bpf};
 use std::{
     ffi::CString,
     fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
@@ -69,11 +70,10 @@ pub(crate) fn pinned_links(pins: &Path) -> Result<Vec<Pinned>, DetachError> {
 
 /// Takes a pinned link off its cgroup or device at once, whoever else holds it (BPF_LINK_DETACH, 5.9).
 pub(crate) fn detach_link(path: &Path) -> Result<(), DetachError> {
-    const BPF_LINK_DETACH: libc::c_int = 34;
     let failed = |source| DetachError::Detach { path: path.into(), source };
     let link = open(path).map_err(failed)?;
     let mut detach = [link.as_raw_fd().cast_unsigned()];
-    bpf(BPF_LINK_DETACH, &mut detach).map(drop).map_err(failed)
+    bpf(Bpf::LinkDetach, &mut detach).map(drop).map_err(failed)
 }
 
 /// What a pinned link is on: the kernel clears the target's id where it no longer is (`bpf_cgroup_link_fill_link_info`,
@@ -89,31 +89,18 @@ pub(crate) fn target(path: &Path) -> Result<Option<Target>, DetachError> {
 }
 
 fn link_info(path: &Path) -> io::Result<[u32; 16]> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
     let link = open(path)?;
     let mut info = [0_u32; 16];
     let pointer = info.as_mut_ptr() as u64;
     // union bpf_attr: bpf_fd, info_len, info.
     let mut attribute = [u64::from(link.as_raw_fd().cast_unsigned()) | (size_of_val(&info) as u64) << 32, pointer];
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
+    bpf(Bpf::ObjInfo, &mut attribute)?;
     Ok(info)
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
-    const BPF_OBJ_GET: libc::c_int = 7;
     let name = CString::new(path.as_os_str().as_bytes())?;
     // union bpf_attr: pathname, bpf_fd, file_flags.
     let mut attribute = [name.as_ptr() as u64, 0, 0];
-    let fd = bpf(BPF_OBJ_GET, &mut attribute)?;
-    // SAFETY: the call just made this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<i32> {
-    // SAFETY: the attribute, and what it points to, lives through the call, and the kernel takes no more of it than its size.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
-    match i32::try_from(result) {
-        Ok(result @ 0..) => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Bpf::ObjGet.make(&mut attribute)
 }

@@ -6,7 +6,7 @@ use aya::{
     pin::PinError,
     programs::{Program, ProgramError},
 };
-use egress_common::{names, sandbox::Identity};
+use egress_common::{event::RULES_AT_ONCE, names, sandbox::Identity};
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -109,6 +109,9 @@ const OTHERS: [(&str, u32, u32); 6] = [
 const RING_BYTES_EACH: u32 = 64 * 1024;
 const RING_BYTES_AT_MOST: u32 = 256 * 1024;
 
+/// A program's name, and how many instructions the verifier walked, or why it refused.
+pub(crate) type Tried = (String, Result<Option<u32>, LoadError>);
+
 /// The loaded programs and their maps.
 pub(crate) struct Programs {
     pub(crate) ebpf: Ebpf,
@@ -166,6 +169,7 @@ impl Programs {
             .map_max_entries(names::map::LIMITS, sandboxes + 1)
             .map_max_entries(names::map::METERS, sandboxes + 1)
             .map_max_entries(names::map::RULES, sandboxes * capacity.rules)
+            .map_max_entries(names::map::PASSED, (sandboxes * capacity.rules).div_ceil(RULES_AT_ONCE as u32))
             .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
             .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
             .map_max_entries(names::map::EVENTS, (sandboxes * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));
@@ -190,6 +194,26 @@ impl Programs {
             &mut self.ebpf,
             |program| matches!(program, Program::SchedClassifier(program) if program.fd().is_err()),
         )
+    }
+
+    /// Loads each program by itself, with the smallest maps: how many instructions the verifier walked (`None` where the kernel
+    /// does not tell, before 5.16), or why it refused.
+    pub(crate) fn try_each() -> Result<Vec<Tried>, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::DISABLE);
+        for map in [names::map::RULES, names::map::PERMITS, names::map::NETWORKS] {
+            loader.map_max_entries(map, 16);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        let load = |(name, program): (&str, &mut Program)| {
+            let loaded = load_program(program).and_then(|()| program.info());
+            let failed = |source| LoadError::Program { program: name.to_owned(), source: Box::new(source) };
+            (name.to_owned(), loaded.map(|info| info.verified_instruction_count()).map_err(failed))
+        };
+        Ok(ebpf.programs_mut().map(load).collect())
     }
 
     /// Pins a map under its own name.

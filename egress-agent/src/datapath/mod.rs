@@ -3,9 +3,11 @@
 
 pub mod addresses;
 pub(crate) mod attach;
+mod bpf;
 pub mod bpffs;
 pub(crate) mod detach;
 pub mod device;
+pub mod ground;
 mod link;
 pub mod listeners;
 pub mod load;
@@ -20,11 +22,13 @@ pub(crate) mod records;
 pub(crate) mod shape;
 pub mod sock_diag;
 pub mod sockets;
-mod sockopt;
+pub(crate) mod sockopt;
 pub mod state_dir;
 mod table_error;
 pub(crate) mod tables;
 pub(crate) mod tc;
+pub(crate) mod test_run;
+pub(crate) mod unix;
 mod watch;
 
 pub use netlink::NetlinkError;

@@ -1,31 +1,41 @@
-//! Limits and meters of sandboxes, by slot. The limits are written here, the meters by the kernel half.
+//! Limits and meters of sandboxes, by slot, and what passed by their rules. The limits are written here, the rest by the kernel half.
 
 use super::{
     load::{LoadError, Programs},
     table_error::{TableError, failed},
     tables::{Tables, open},
 };
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, MapData, PerCpuArray};
 use bytemuck::Zeroable as _;
 use egress_common::{
     bucket::{Limits, Meters},
+    event::{Passed, PassedByRules, RULES_AT_ONCE},
     names::map,
 };
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-/// Both maps.
+/// The maps.
 pub(super) struct Rates {
     limits: Array<MapData, Limits>,
     meters: Array<MapData, Meters>,
+    passed: PerCpuArray<MapData, PassedByRules>,
 }
 
 impl Rates {
     pub(super) fn take(programs: &mut Programs) -> Result<Self, LoadError> {
-        Ok(Self { limits: programs.map(map::LIMITS)?, meters: programs.map(map::METERS)? })
+        Ok(Self {
+            limits: programs.map(map::LIMITS)?,
+            meters: programs.map(map::METERS)?,
+            passed: programs.map(map::PASSED)?,
+        })
     }
 
     pub(super) fn open(pins: &Path) -> Result<Self, LoadError> {
-        Ok(Self { limits: open(pins, map::LIMITS)?, meters: open(pins, map::METERS)? })
+        Ok(Self {
+            limits: open(pins, map::LIMITS)?,
+            meters: open(pins, map::METERS)?,
+            passed: open(pins, map::PASSED)?,
+        })
     }
 }
 
@@ -47,5 +57,22 @@ impl Tables {
     pub(crate) fn clear_rates(&self, slot: u32) -> Result<(), TableError> {
         self.set_limits(slot, Limits::zeroed())?;
         self.maps().rates.meters.set(slot, &Meters::zeroed(), 0).map_err(failed(map::METERS, "write"))
+    }
+
+    /// What passed by each index of the slot's part of the rule array, whichever rules had it; all CPUs together.
+    pub(crate) fn passed(&self, slot: u32) -> Result<BTreeMap<u32, Passed>, TableError> {
+        let maps = self.maps();
+        let (indices, mut passed) = (maps.rules_of(slot), BTreeMap::new());
+        let each = RULES_AT_ONCE as u32;
+        for entry in indices.start / each..indices.end.div_ceil(each) {
+            for cpu in maps.rates.passed.get(&entry, 0).map_err(failed(map::PASSED, "read"))?.iter() {
+                for (index, one) in (entry * each..).zip(cpu.rules).filter(|(index, _)| indices.contains(index)) {
+                    let all: &mut Passed = passed.entry(index).or_default();
+                    all.packets += one.packets;
+                    all.bytes += one.bytes;
+                }
+            }
+        }
+        Ok(passed)
     }
 }

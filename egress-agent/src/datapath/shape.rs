@@ -5,7 +5,7 @@
 
 use super::{
     netlink::{Netlink, NetlinkError, Request, attributes, put},
-    tc::{TCA_KIND, TCMSG},
+    tc::{TCA_KIND, TCA_OPTIONS, TCMSG},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -14,7 +14,6 @@ const HANDLE: u32 = 0x6567_0000;
 
 // include/uapi/linux/pkt_sched.h, rtnetlink.h
 const TC_H_ROOT: u32 = 0xffff_ffff;
-const TCA_OPTIONS: u16 = 2;
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;

@@ -4,6 +4,7 @@
 
 pub(crate) use super::table_error::TableError;
 use super::{
+    bpf::update_batch,
     load::{Capacity, LoadError, Programs},
     rate::Rates,
     table_error::{absent, failed, gone},
@@ -24,6 +25,7 @@ use egress_common::{
 };
 use std::{
     ops::Range,
+    os::fd::AsFd as _,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -53,7 +55,7 @@ pub(super) struct Maps {
 }
 
 /// Maps that are pinned with a sandbox, so that any later process can read, change and end it.
-pub(crate) const PINNED: [&str; 15] = [
+pub(crate) const PINNED: [&str; 16] = [
     map::IDENTITY,
     map::SANDBOXES,
     map::RULES,
@@ -65,6 +67,7 @@ pub(crate) const PINNED: [&str; 15] = [
     map::CLIENTS,
     map::DENIALS,
     map::COUNTERS,
+    map::PASSED,
     map::EVENTS,
     map::FLOWS,
     map::LIMITS,
@@ -162,10 +165,8 @@ impl Tables {
     /// Every rule of the slot, from its part of the array.
     pub(crate) fn rules(&self, slot: u32) -> Result<Vec<(RuleRef, Rule)>, TableError> {
         let maps = self.maps();
-        // Slot 0 is nobody's.
-        let each = maps.rules.len() / (maps.sandboxes.len() - 1).max(1);
         let mut rules = Vec::new();
-        for index in rules_of(slot, each) {
+        for index in maps.rules_of(slot) {
             let rule = maps.rules.get(&index, 0).map_err(failed(map::RULES, "read"))?;
             if rule.tag != 0 && rule.slot == slot {
                 rules.push((RuleRef { index, tag: rule.tag }, rule));
@@ -180,6 +181,15 @@ impl Tables {
 
     pub(crate) fn set_permit(&self, key: &PermitKey, permit: &Permit) -> Result<(), TableError> {
         self.maps().permits.insert(key, permit, 0).map_err(failed(map::PERMITS, "write"))
+    }
+
+    /// Writes all of them; an error leaves some of them written.
+    pub(crate) fn set_permits(&self, entries: &[(PermitKey, Permit)]) -> Result<(), TableError> {
+        if entries.len() > 1 && update_batch(self.maps().permits.map().fd().as_fd(), entries).is_ok() {
+            return Ok(());
+        }
+        // One by one it says which and why, and an old kernel can do it.
+        entries.iter().try_for_each(|(key, permit)| self.set_permit(key, permit))
     }
 
     pub(crate) fn remove_permit(&self, key: &PermitKey) -> Result<(), TableError> {
@@ -325,7 +335,8 @@ impl Tables {
         keys.iter().try_for_each(|key| gone(maps.sources.remove(key))).map_err(failed(map::SOURCES, "remove"))
     }
 
-    fn sources(&self, slot: u32) -> Result<Vec<PermitKey>, TableError> {
+    /// What the slot's devices may send from.
+    pub(crate) fn sources(&self, slot: u32) -> Result<Vec<PermitKey>, TableError> {
         let of_slot = |key: &Result<PermitKey, _>| key.as_ref().map_or(true, |key| key.slot == slot);
         self.maps().sources.keys().filter(of_slot).collect::<Result<_, _>>().map_err(failed(map::SOURCES, "read"))
     }
@@ -353,6 +364,13 @@ impl Tables {
     pub(crate) fn counters(&self, slot: u32) -> Result<Vec<Counters>, TableError> {
         let values = self.maps().counters.get(&slot, 0).map_err(failed(map::COUNTERS, "read"))?;
         Ok(values.iter().copied().collect())
+    }
+}
+
+impl Maps {
+    pub(super) fn rules_of(&self, slot: u32) -> Range<u32> {
+        // Slot 0 is nobody's.
+        rules_of(slot, self.rules.len() / (self.sandboxes.len() - 1).max(1))
     }
 }
 

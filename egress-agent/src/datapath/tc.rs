@@ -28,6 +28,8 @@ const PRIORITY: u16 = 1;
 pub(super) const TCMSG: usize = 20;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 pub(super) const TCA_KIND: u16 = 1;
+pub(super) const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_ID: u16 = 11;
 
 /// By what a device's programs are held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -192,6 +194,12 @@ pub(crate) fn own_filters(ifindex: u32, nonce: u64) -> Result<[Option<bool>; 2],
     Ok([own(egress)?, own(ingress)?])
 }
 
+/// The program of the sandbox's filter on what leaves by a device of the calling thread's network namespace.
+pub(crate) fn filter_program(ifindex: u32, nonce: u64) -> Result<Option<u32>, AttachError> {
+    let [(_, egress), _] = DEVICE_HOOKS;
+    Ok(filters(ifindex, egress)?.into_iter().find(|filter| filter.is_of(nonce)).and_then(|filter| filter.program))
+}
+
 /// The programs that each side of a device of the calling thread's network namespace asks by tcx, in their order.
 pub(crate) fn programs_on(ifindex: u32) -> Result<[Vec<u32>; 2], AttachError> {
     let all = |side| -> Result<Vec<u32>, AttachError> {
@@ -217,6 +225,8 @@ struct Filter {
     priority: u16,
     info: u32,
     kind: Vec<u8>,
+    /// Id of its program; only ours are looked at.
+    program: Option<u32>,
 }
 
 impl Filter {
@@ -240,12 +250,15 @@ fn filters(ifindex: u32, side: TcAttachType) -> Result<Vec<Filter>, AttachError>
         // struct tcmsg: family and padding, ifindex, handle, parent, info (priority << 16 | protocol).
         let word =
             |at: usize| reply.body.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes);
-        let kind = attributes(reply.body.get(TCMSG..).unwrap_or_default())
-            .flatten()
-            .find(|(kind, _)| *kind == TCA_KIND)
-            .map(|(_, value)| value.to_owned())
-            .unwrap_or_default();
-        found.push(Filter { handle: word(8), priority: (word(16) >> 16) as u16, info: word(16), kind });
+        let value = |wanted| {
+            let all = attributes(reply.body.get(TCMSG..).unwrap_or_default());
+            all.flatten().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+        };
+        let kind = value(TCA_KIND).unwrap_or_default().to_owned();
+        let options = value(TCA_OPTIONS).unwrap_or_default();
+        let program = attributes(options).flatten().find(|(kind, _)| *kind == TCA_BPF_ID);
+        let program = program.and_then(|(_, value)| value.try_into().ok()).map(u32::from_ne_bytes);
+        found.push(Filter { handle: word(8), priority: (word(16) >> 16) as u16, info: word(16), kind, program });
     }
     Ok(found)
 }

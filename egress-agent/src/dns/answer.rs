@@ -101,7 +101,8 @@ pub(super) fn walk(message: &Message, name: &Name, qtype: u16, hops_left: usize)
 }
 
 fn of_owner<'a>(message: &'a Message, owner: &'a Name) -> impl Iterator<Item = &'a rr::Record> {
-    message.answers.iter().filter(|record| record.dns_class == DNSClass::IN && same(&record.name, owner))
+    let owner = owner.labels();
+    message.answers.iter().filter(move |record| record.dns_class == DNSClass::IN && same(&record.name, &owner))
 }
 
 /// The target and TTL of the owner's first CNAME; no target where it is no name of ours.
@@ -112,11 +113,8 @@ fn cname(message: &Message, owner: &Name) -> Option<(Option<Name>, u32)> {
     })
 }
 
-fn same(theirs: &rr::Name, ours: &Name) -> bool {
-    let labels = ours.labels();
-    usize::from(theirs.num_labels()) <= labels.len()
-        && theirs.iter().count() == labels.len()
-        && theirs.iter().zip(labels.iter()).all(|(a, b)| a.eq_ignore_ascii_case(b))
+fn same(theirs: &rr::Name, ours: &[&[u8]]) -> bool {
+    theirs.iter().len() == ours.len() && theirs.iter().zip(ours).all(|(a, b)| a.eq_ignore_ascii_case(b))
 }
 
 /// How long the message says that there is nothing (RFC 2308, 5).

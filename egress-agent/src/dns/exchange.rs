@@ -1,6 +1,6 @@
-//! One question to one upstream: nothing of the client's message but name and type, on a socket of its own.
+//! One question to one upstream: nothing of the client's message but name and type, on a port of its own.
 //!
-//! The kernel checks the source of every reply (the socket is connected) and picks a random port; the id and the case of
+//! The kernel checks the source of every reply (the socket is connected) and picks a random port each time; the id and the case of
 //! the name (0x20) come from a cryptographic generator. A reply that does not match is ignored, for one forged packet must
 //! not end an exchange; after a few of them the exchange is finished over TCP.
 
@@ -8,19 +8,20 @@ use super::{
     config::DnsError,
     encrypted::Encrypted,
     name::{MAX_WIRE, Name},
+    sockets::Sockets,
     wire::{HEADER, UDP_SIZE, rtype},
 };
 use crate::policy::Server;
 use rand::Rng;
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
 };
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
+    net::TcpStream,
 };
 
 /// Replies that do not match before UDP is given up.
@@ -61,12 +62,13 @@ pub(super) struct Upstream {
     /// False once it was found, over TCP, to send names back in another case: then case says nothing about forgery.
     keeps_case: AtomicBool,
     encrypted: Option<Encrypted>,
+    pub(super) sockets: Sockets,
 }
 
 impl Upstream {
     pub(super) fn new(server: &Server) -> Result<Self, DnsError> {
         let encrypted = Encrypted::of(server)?;
-        Ok(Self { address: server.address, keeps_case: AtomicBool::new(true), encrypted })
+        Ok(Self { address: server.address, keeps_case: AtomicBool::new(true), encrypted, sockets: Sockets::default() })
     }
 
     /// The reply to a question: a message whose id and question match, NOERROR or NXDOMAIN, whole. Has no deadline of its
@@ -110,19 +112,16 @@ impl Upstream {
 
     /// `None` where TCP has to finish it.
     async fn over_udp(&self, query: &Outgoing) -> Result<Option<Vec<u8>>, UpstreamError> {
-        let any = match self.address {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        // Port 0: the kernel's random choice, which leaves reserved ports alone.
-        let socket = UdpSocket::bind((any, 0)).await?;
-        socket.connect(self.address).await?;
+        let socket = self.sockets.connected(self.address).await?;
         socket.send(query.message()).await?;
         let mut buffer = [0; UDP_BUFFER];
         for _ in 0..MAX_MISMATCHES {
             let length = socket.recv(&mut buffer).await?;
             match query.judge(&buffer[..length]) {
-                Match::Whole if length < UDP_BUFFER => return Ok(Some(buffer[..length].to_vec())),
+                Match::Whole if length < UDP_BUFFER => {
+                    self.sockets.give_back(socket);
+                    return Ok(Some(buffer[..length].to_vec()));
+                }
                 Match::Whole | Match::Truncated | Match::OtherCase => return Ok(None),
                 Match::Foreign => {}
             }

@@ -10,6 +10,7 @@
 
 mod ahead;
 mod answer;
+mod beat;
 mod budget;
 mod cache;
 mod clock;
@@ -40,6 +41,7 @@ mod responder;
 mod serve;
 mod server;
 mod services;
+mod sockets;
 mod special;
 mod stream;
 mod tunnel;
@@ -55,7 +57,7 @@ pub use name::{Labels, Name, NameError};
 pub use permits::{NameVerdict, Names, PermitError, Permits, Written};
 pub use rebinding::{Answers, Protected, is_public};
 pub use resolv_conf::host_servers;
-pub use server::Server;
+pub use server::{Server, rehearse};
 
 #[cfg(test)]
 mod tests;

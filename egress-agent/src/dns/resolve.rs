@@ -45,6 +45,7 @@ pub(super) enum Asker {
 impl Responder {
     /// Answers a miss into `out`.
     pub(super) async fn finish(self: &Arc<Self>, mut miss: Box<Miss>, out: &mut Vec<u8>) {
+        self.beat();
         let limit = miss.peer.limit(&miss.query);
         let Ok(_queued) = self.queue.try_acquire() else {
             reply::write(&miss.query, &Content::fail(Ede::BUSY), limit, out);

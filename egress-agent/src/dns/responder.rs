@@ -2,6 +2,7 @@
 
 use super::{
     ahead,
+    beat::Beat,
     budget::{Budget, Verdict},
     cache::{Cache, Key},
     clock::Clock,
@@ -118,6 +119,7 @@ pub(super) struct Responder {
     /// Places for names that are renewed before they grow old.
     pub(super) renewals: Arc<Semaphore>,
     pub(super) twins: Twins,
+    pub(super) beat: Beat,
     /// Told when a task panicked.
     pub(super) defect: Notify,
 }
@@ -146,6 +148,7 @@ impl Responder {
             queue: Semaphore::new(MAX_QUEUED),
             renewals: Arc::new(Semaphore::new(ahead::RENEWALS)),
             twins: Twins::new(),
+            beat: Beat::default(),
             defect: Notify::new(),
         }
     }

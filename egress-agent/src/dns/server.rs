@@ -2,7 +2,7 @@
 
 use super::{
     ahead::ALL_ATTEMPTS,
-    config::{Config, DnsError, Listeners},
+    config::{Config, DnsError, Listeners, Unresolved},
     counters::Counts,
     event::{Clients, DnsEvents},
     name::Name,
@@ -131,8 +131,7 @@ impl Server {
             // Nobody waits any more where this fails.
             drop(done.send(Arc::clone(&alarm.0).resolve_ahead(names).await));
         });
-        let names = wait.recv_timeout(2 * ALL_ATTEMPTS).map_err(|_| DnsError::Panicked)?;
-        if names.is_empty() { Ok(()) } else { Err(DnsError::Unresolved { names }) }
+        all_resolved(wait.recv_timeout(2 * ALL_ATTEMPTS).map_err(|_| DnsError::Panicked)?)
     }
 
     /// As [`Server::require`], in the background and with a warning in the log for the names that have no address.
@@ -177,6 +176,32 @@ impl Drop for Server {
             tracing::error!("the DNS server's thread had panicked");
         }
     }
+}
+
+/// Resolves names that a policy spells out and forgets what they lead to: nobody is served, and nothing is permitted. For
+/// whoever wants to know before the policy is in force. Upstreams are asked from the namespace of the calling thread. Waits at
+/// most 10 s.
+///
+/// # Errors
+/// [`DnsError::Unresolved`] with every name that has no address.
+pub fn rehearse(
+    config: Config,
+    permits: Arc<dyn Permits>,
+    clients: Arc<dyn Clients>,
+    events: Arc<dyn DnsEvents>,
+    names: Vec<Name>,
+) -> Result<(), DnsError> {
+    config.check(&Listeners::default())?;
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(|source| DnsError::Start { source })?;
+    let responder = Arc::new(Responder::new(State::new(config, Schedule::default(), None)?, permits, clients, events));
+    // The caller may be a runtime's thread, which must neither wait for another runtime nor drop one.
+    let body = move || runtime.block_on(responder.resolve_ahead(names));
+    let thread = thread::Builder::new().name(THREAD.into()).spawn(body).map_err(|source| DnsError::Start { source })?;
+    all_resolved(thread.join().map_err(|_| DnsError::Panicked)?)
+}
+
+fn all_resolved(names: Vec<Unresolved>) -> Result<(), DnsError> {
+    if names.is_empty() { Ok(()) } else { Err(DnsError::Unresolved { names }) }
 }
 
 struct Sockets {

@@ -83,6 +83,11 @@ impl Upstreams {
         Ok(Self { servers: servers.iter().map(server).collect::<Result<_, DnsError>>()?, schedule })
     }
 
+    /// Nothing was asked for a while.
+    pub(super) fn rest(&self) {
+        self.servers.iter().for_each(|server| server.upstream.sockets.close());
+    }
+
     /// When a query that starts now has to be answered.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.schedule.budget

@@ -1,7 +1,10 @@
 //! Totals of one sandbox, by the words of [`super::names`].
 
 use super::names::Named as _;
-use egress_common::{event::Counters, verdict::Reason};
+use egress_common::{
+    event::{Counters, Passed},
+    verdict::Reason,
+};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -19,12 +22,14 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds up what every CPU counted.
-    pub fn of<'a>(cpus: impl IntoIterator<Item = &'a Counters>) -> Self {
+    /// Adds up what every CPU counted, and what passed by each rule.
+    pub fn of<'a>(cpus: &'a [Counters], by_rules: impl IntoIterator<Item = &'a Passed>) -> Self {
         let mut totals = Self::default();
+        for passed in cpus.iter().map(|cpu| &cpu.passed).chain(by_rules) {
+            totals.allowed_packets += passed.packets;
+            totals.allowed_bytes += passed.bytes;
+        }
         for cpu in cpus {
-            totals.allowed_packets += cpu.allowed_packets;
-            totals.allowed_bytes += cpu.allowed_bytes;
             totals.events_lost += cpu.lost;
             for (number, &count) in (0..).zip(&cpu.denied) {
                 if count > 0 {
@@ -48,18 +53,19 @@ mod tests {
 
     #[test]
     fn cpus_add_up_under_stable_words() {
-        let mut one = Counters { allowed_packets: 3, allowed_bytes: 1800, lost: 1, ..Counters::zeroed() };
+        let passed = |packets, bytes| Passed { packets, bytes };
+        let mut one = Counters { passed: passed(2, 1000), lost: 1, ..Counters::zeroed() };
         one.denied[Reason::NotPermitted as usize] = 5;
-        let mut two = Counters { allowed_packets: 1, allowed_bytes: 60, ..Counters::zeroed() };
+        let mut two = Counters { passed: passed(1, 60), ..Counters::zeroed() };
         two.denied[Reason::NotPermitted as usize] = 2;
         two.denied[Reason::IpOptions as usize] = 1;
         two.denied[39] = 1;
-        let totals = Totals::of([&one, &two]);
+        let totals = Totals::of(&[one, two], &[passed(1, 800)]);
         assert_eq!(totals.denied_total(), 9);
         assert_eq!(
             serde_json::to_string(&totals).unwrap(),
             r#"{"allowed_packets":4,"allowed_bytes":1860,"denied":{"ip_options":1,"not_permitted":7,"unknown_39":1},"events_lost":1}"#
         );
-        assert_eq!(Totals::of([]), Totals::default());
+        assert_eq!(Totals::of(&[], &[]), Totals::default());
     }
 }

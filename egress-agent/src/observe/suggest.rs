@@ -77,12 +77,13 @@ struct Failure<'a> {
 
 /// The whole summary, as the JSON form has it.
 #[derive(Serialize)]
-struct Report<'a> {
+struct Report<'a, T> {
     schema: u32,
     denied: Vec<Row>,
     failed: Vec<Failure<'a>>,
     denied_beyond: u64,
     events_lost: u64,
+    sent: &'a [T],
 }
 
 impl Summary {
@@ -161,8 +162,8 @@ impl Summary {
         lines
     }
 
-    /// The same for programs, with every destination that was kept: one line of JSON.
-    pub fn to_json_line(&self) -> serde_json::Result<String> {
+    /// The same for programs, with every destination that was kept, and where it `sent` most: one line of JSON.
+    pub fn to_json_line<T: Serialize>(&self, sent: &[T]) -> serde_json::Result<String> {
         let denied = self.sorted().into_iter().map(|(dest, denied)| denied.row(dest)).collect();
         let failed = self.failed.iter().map(|((name, reason), &count)| Failure { name, reason, count }).collect();
         escape::json_line(&Report {
@@ -171,6 +172,7 @@ impl Summary {
             failed,
             denied_beyond: self.beyond,
             events_lost: self.lost,
+            sent,
         })
     }
 

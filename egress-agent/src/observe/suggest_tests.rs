@@ -106,8 +106,8 @@ fn a_name_that_did_not_resolve_is_no_denial() {
         Event { verdict: None, reason: Some("upstream_timeout".into()), pid: None, ..asked("api.foo.test", 3) };
     let summary = summary(&[failure]);
     assert_eq!(summary.lines(), ["egressd: api.foo.test did not resolve: upstream_timeout (3x)"]);
-    let json = r#"{"schema":1,"denied":[],"failed":[{"name":"api.foo.test","reason":"upstream_timeout","count":3}],"denied_beyond":0,"events_lost":0}"#;
-    assert_eq!(summary.to_json_line().unwrap(), json);
+    let json = r#"{"schema":1,"denied":[],"failed":[{"name":"api.foo.test","reason":"upstream_timeout","count":3}],"denied_beyond":0,"events_lost":0,"sent":[]}"#;
+    assert_eq!(summary.to_json_line::<()>(&[]).unwrap(), json);
 }
 
 #[test]
@@ -128,13 +128,13 @@ fn many_destinations_stay_bounded_and_say_so() {
 fn the_json_form_is_this() {
     let summary = summary(&[asked("api.foo.test", 14), connected("198.51.100.7", 53, Reason::DnsBypass)]);
     assert_eq!(
-        summary.to_json_line().unwrap(),
+        summary.to_json_line::<()>(&[]).unwrap(),
         concat!(
             r#"{"schema":1,"denied":[{"destination":"api.foo.test","count":14,"verdict":"deny","reason":"not_permitted","#,
             r#""comm":"cargo","pid":4121,"allow":"api.foo.test","advice":"to allow: --allow api.foo.test"},"#,
             r#"{"destination":"198.51.100.7:53/tcp","count":1,"verdict":"deny","reason":"dns_bypass","#,
             r#""advice":"no flag opens it: port 53 goes to egressd's own resolver, whose servers --dns names"}],"#,
-            r#""failed":[],"denied_beyond":0,"events_lost":0}"#,
+            r#""failed":[],"denied_beyond":0,"events_lost":0,"sent":[]}"#,
         )
     );
 }

@@ -190,18 +190,6 @@ pub enum PolicyError {
         /// Where it stands.
         second_at: Position,
     },
-    /// Documented, but this build has nothing that enforces it.
-    #[error("{at}: {key} = {found}: this build cannot enforce that yet; {fix}")]
-    Unsupported {
-        /// Where.
-        at: Position,
-        /// The key with its table.
-        key: String,
-        /// The value.
-        found: String,
-        /// What to write instead.
-        fix: &'static str,
-    },
 }
 
 /// Why a DEST does not belong under its key.

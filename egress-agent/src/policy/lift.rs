@@ -1,7 +1,7 @@
 //! A file's tree -> [`Part`]: which keys there are, and what each takes.
 
 use super::{
-    Amount, Answers, Bandwidth, Cnames, Established, Icmp, Local, Mode, PreResolve, Rate, Services,
+    Amount, Answers, Bandwidth, Cnames, Established, Icmp, Local, Mode, PreResolve, Rate, Services, Unix,
     destination::{Destination, Host},
     document::{Entry, Node, Text, Value},
     error::{PolicyError, Position},
@@ -11,6 +11,8 @@ use std::{str::FromStr, time::Duration};
 
 const TOP: &[&str] = &["version", "name", "mode", "allow", "deny", "dns", "bandwidth", "reload"];
 const ALLOW: &[&str] = &["loopback", "self", "proxy", "gateway", "names", "addresses", "inbound", "icmp", "unix"];
+/// Octets of an abstract name with the zero in front (unix(7)).
+const NAME_AT_MOST: usize = 108;
 const DENY: &[&str] = &["names", "addresses"];
 const DNS: &[&str] =
     &["servers", "answers", "permit_min", "permit_max", "grace", "pre_resolve", "cname", "svcb", "queries_per_second"];
@@ -82,10 +84,6 @@ impl Read<'_> {
         PolicyError::Value { at: self.at(node), key, found: node.value.describe(), allowed }
     }
 
-    fn unsupported(&self, at: usize, key: String, node: &Node, fix: &'static str) -> PolicyError {
-        PolicyError::Unsupported { at: self.text.position(at), key, found: node.value.describe(), fix }
-    }
-
     fn written<T>(&self, node: &Node, value: T) -> Written<T> {
         Written { value, at: self.at(node) }
     }
@@ -130,7 +128,7 @@ impl Read<'_> {
     }
 
     fn allow(&self, part: &mut Part, node: Node) -> Result<(), PolicyError> {
-        for Entry { at, key, node } in self.table("allow", ALLOW, node)? {
+        for Entry { key, node, .. } in self.table("allow", ALLOW, node)? {
             match key.as_str() {
                 "loopback" => part.loopback = Some(self.local("allow.loopback", &node)?),
                 "self" => part.own = Some(self.local("allow.self", &node)?),
@@ -140,26 +138,34 @@ impl Read<'_> {
                 "addresses" => self.destinations(part, List::Addresses, node)?,
                 "inbound" => self.destinations(part, List::Inbound, node)?,
                 "icmp" => part.icmp = Some(self.choice("allow.icmp", &node, ICMP)?),
-                _ => self.unix(at, &node)?,
+                _ => part.unix = Some(self.unix(&node)?),
             }
         }
         Ok(())
     }
 
-    /// Unix sockets are not judged by this build, so only the value that says so passes.
-    fn unix(&self, at: usize, node: &Node) -> Result<(), PolicyError> {
-        let listed = |items: &[Node]| items.iter().all(|item| matches!(item.value, Value::Text(_)));
-        let known = match &node.value {
-            Value::Text(text) if text == "any" => return Ok(()),
-            Value::Text(text) => text == "none",
-            Value::Array(items) => listed(items),
-            _ => false,
+    fn unix(&self, node: &Node) -> Result<Written<Unix>, PolicyError> {
+        const KEY: &str = "allow.unix";
+        const ALLOWED: &str = "\"any\", \"none\" or a list of abstract names such as \"@name\", of 1 to 107 octets";
+        const PATH: &str = "an abstract name such as \"@name\": a path cannot be judged, since links and other directories lead \
+             to the same socket; whoever lists names, or writes \"none\", closes every path";
+        let value = match &node.value {
+            Value::Text(text) if text == "any" => Unix::Any,
+            Value::Text(text) if text == "none" => Unix::names(Vec::new()),
+            Value::Array(items) => {
+                let name = |item: &Node| match &item.value {
+                    Value::Text(text) => match text.strip_prefix('@') {
+                        Some(name) if (1..NAME_AT_MOST).contains(&name.len()) => Ok(name.to_owned()),
+                        None if text.contains('/') => Err(self.refuse(KEY, item, PATH)),
+                        _ => Err(self.refuse(KEY, item, ALLOWED)),
+                    },
+                    _ => Err(self.refuse(KEY, item, ALLOWED)),
+                };
+                Unix::names(items.iter().map(name).collect::<Result<_, _>>()?)
+            }
+            _ => return Err(self.refuse(KEY, node, ALLOWED)),
         };
-        Err(if known {
-            self.unsupported(at, "allow.unix".into(), node, "leave it out or write \"any\"")
-        } else {
-            self.refuse("allow.unix", node, "\"any\", \"none\" or a list of abstract names such as \"@name\"")
-        })
+        Ok(self.written(node, value))
     }
 
     fn dns(&self, part: &mut Part, node: Node) -> Result<(), PolicyError> {

@@ -1,7 +1,7 @@
 //! Parts -> [`Policy`]: allows and denies add up, single values must agree, defaults fill the rest.
 
 use super::{
-    Allow, Answers, Bandwidth, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, Rate, Source,
+    Allow, Answers, Bandwidth, Deny, DnsPolicy, Flags, Icmp, Local, Mode, Policy, Rate, Source, Unix,
     destination::Destination,
     document::Text,
     error::{PolicyError, Position},
@@ -95,6 +95,7 @@ impl Part {
         agree("dns.cname", &mut self.cname, other.cname, |value| format!("\"{}\"", value.name()))?;
         agree("dns.pre_resolve", &mut self.pre_resolve, other.pre_resolve, |value| format!("\"{}\"", value.name()))?;
         add_up("allow.loopback", &mut self.loopback, other.loopback, Local::union, Local::to_string)?;
+        add_up("allow.unix", &mut self.unix, other.unix, Unix::union, Unix::to_string)?;
         add_up("allow.self", &mut self.own, other.own, Local::union, Local::to_string)?;
         add_up("dns.answers", &mut self.answers, other.answers, Answers::union, Answers::to_string)?;
         for server in other.servers {
@@ -149,6 +150,7 @@ impl Part {
                 addresses: self.addresses.into_vec(),
                 inbound: self.inbound.into_vec(),
                 icmp: self.icmp.map_or(Icmp::None, |written| written.value),
+                unix: or_default(self.unix),
             },
             deny: Deny { names: self.deny_names.into_vec(), addresses: self.deny_addresses.into_vec() },
             dns: DnsPolicy {

@@ -84,6 +84,18 @@ pub struct Allow {
     pub inbound: Vec<AddressRule>,
     /// Echo requests.
     pub icmp: Icmp,
+    /// Unix sockets.
+    pub unix: Unix,
+}
+
+/// Which unix sockets may be reached.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Unix {
+    /// All that the mount and network namespaces hold.
+    #[default]
+    Any,
+    /// Those with these abstract names, without the zero (or `@`) in front, each 1 to 107 octets; sorted. None by its path.
+    Names(Vec<String>),
 }
 
 /// What of the sandbox's own side is open.
@@ -198,6 +210,7 @@ impl Policy {
                 addresses: Vec::new(),
                 inbound: Vec::new(),
                 icmp: Icmp::None,
+                unix: Unix::Any,
             },
             deny: Deny::default(),
             dns: DnsPolicy::default(),
@@ -288,6 +301,35 @@ impl fmt::Display for Local {
             Self::Closed => f.write_str("false"),
             Self::Open => f.write_str("true"),
             Self::Ports(ports) => write!(f, "{ports:?}"),
+        }
+    }
+}
+
+impl Unix {
+    /// These abstract names; none at all where the list is empty.
+    pub fn names(mut names: Vec<String>) -> Self {
+        names.sort_unstable();
+        names.dedup();
+        Self::Names(names)
+    }
+
+    /// Lists add up; anything else must agree.
+    fn union(&self, other: Self) -> Option<Self> {
+        match (self, other) {
+            (Self::Names(ours), Self::Names(theirs)) if !ours.is_empty() && !theirs.is_empty() => {
+                Some(Self::names(ours.iter().cloned().chain(theirs).collect()))
+            }
+            (ours, theirs) => (*ours == theirs).then_some(theirs),
+        }
+    }
+}
+
+impl fmt::Display for Unix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("\"any\""),
+            Self::Names(names) if names.is_empty() => f.write_str("\"none\""),
+            Self::Names(names) => f.debug_list().entries(names.iter().map(|name| format!("@{name}"))).finish(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     AddressRule, Amount, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, PreResolve, Rate, Server, Services,
+    Unix,
     destination::{Destination, Host},
     error::{Misplaced, PolicyError, Position, ServerError, Warning},
     ports::Ports,
@@ -31,6 +32,7 @@ pub(super) struct Part {
     pub(super) loopback: Option<Written<Local>>,
     pub(super) own: Option<Written<Local>>,
     pub(super) icmp: Option<Written<Icmp>>,
+    pub(super) unix: Option<Written<Unix>>,
     pub(super) established: Option<Written<Established>>,
     pub(super) answers: Option<Written<Answers>>,
     pub(super) permit_min: Option<Written<Duration>>,

@@ -1,7 +1,7 @@
 //! [`Policy`] -> canonical TOML.
 
 use super::{
-    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve, Server, Services,
+    AddressRule, Answers, Cnames, Established, Icmp, Local, Mode, NameRule, Policy, PreResolve, Server, Services, Unix,
 };
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -30,6 +30,7 @@ struct AllowTable<'a> {
     addresses: Vec<&'a str>,
     inbound: Vec<&'a str>,
     icmp: &'a str,
+    unix: UnixValue<'a>,
 }
 
 #[derive(Serialize)]
@@ -81,6 +82,18 @@ impl Serialize for LocalValue<'_> {
     }
 }
 
+struct UnixValue<'a>(&'a Unix);
+
+impl Serialize for UnixValue<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Unix::Any => serializer.serialize_str("any"),
+            Unix::Names(names) if names.is_empty() => serializer.serialize_str("none"),
+            Unix::Names(names) => serializer.collect_seq(names.iter().map(|name| format!("@{name}"))),
+        }
+    }
+}
+
 struct AnswersValue<'a>(&'a Answers);
 
 impl Serialize for AnswersValue<'_> {
@@ -110,6 +123,7 @@ impl Policy {
                 addresses: addresses(&self.allow.addresses),
                 inbound: addresses(&self.allow.inbound),
                 icmp: self.allow.icmp.name(),
+                unix: UnixValue(&self.allow.unix),
             },
             deny: DenyTable { names: names(&self.deny.names), addresses: addresses(&self.deny.addresses) },
             dns: DnsTable {

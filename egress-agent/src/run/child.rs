@@ -10,7 +10,8 @@ mod cover;
 mod execute;
 mod init;
 
-pub(super) use birth::Born;
+pub(crate) use birth::{Born, bear};
+pub(crate) use confine::arrive;
 pub(super) use init::Init;
 
 use super::{
@@ -134,14 +135,14 @@ pub(super) fn start(mut plan: Plan, cgroup: BorrowedFd<'_>, entrance: BorrowedFd
 
 /// A step of the child that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     pub(super) step: Step,
     pub(super) errno: c_int,
 }
 
 impl Failure {
     /// What the kernel said at this step.
-    fn at(step: Step) -> impl Fn(Errno) -> Self {
+    pub(crate) fn at(step: Step) -> impl Fn(Errno) -> Self {
         move |errno| Self { step, errno: errno as c_int }
     }
 

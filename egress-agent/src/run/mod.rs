@@ -28,6 +28,8 @@ mod signals;
 mod spawn;
 mod terminal;
 
+pub(crate) use child::{Born, Failure, arrive, bear};
+
 pub use capability::KeptCaps;
 pub use descriptors::KeptFds;
 pub use environment::{Variable, environment, parse_variable};

@@ -4,8 +4,8 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::{Builder, rule_lines},
     build::ABI,
+    builder::Builder,
     devices::{Devices, Following},
     end::give_back_listener,
     error::Error,
@@ -17,6 +17,7 @@ use super::{
     recover,
     reporter::{Reporting, about},
     seat::{Seat, Set},
+    sent::rule_lines,
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
@@ -40,7 +41,7 @@ use egress_common::{permit::RuleRef, sandbox::Identity};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 impl Sandbox {
@@ -111,10 +112,13 @@ impl Sandbox {
         let before = recover::image(&tables, slot)?;
         let mut ids = recover::ids(&before, &record, ours);
         let image = compile(&policy, &facts, slot, &mut ids, plan.limits)?;
+        let passed = tables.passed(slot)?;
         exchange(&before, &image, &kernel)?;
+        // What its owner did not come to do any more, or what went while nobody was there.
+        record.devices = kernel.devices.lock().unwrap_or_else(PoisonError::into_inner).shape();
         before.rules.keys().filter(|rule| !image.rules.contains_key(rule)).for_each(|rule| ids.give_back(rule.index));
 
-        let rules = rule_lines(&image);
+        let rules = rule_lines(&image, &record.rules, &passed);
         let directory = Record::directory(directories, &record.name);
         let permits = Permits::new(slot, Arc::clone(&tables), policy.clone(), generation, image);
         permits.recall(permits_file::read(&directory).map_err(Error::file(&directory, "read"))?)?;
@@ -173,8 +177,7 @@ impl Builder {
         }
         let reached = sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?;
         self.refuse_below(&reached)?;
-        sandbox.update(self.policy)?;
-        sandbox.resolve_ahead()?;
+        sandbox.start_over(self.policy)?;
         sandbox.at_drop = AtDrop::Detach;
         Ok(sandbox)
     }

@@ -2,7 +2,7 @@
 //! first hook on the cgroup is closed; a failure after that takes back all that was made.
 
 use super::{
-    Directories,
+    Builder, Directories,
     apply::apply,
     build::ABI,
     devices::{Devices, Following},
@@ -11,139 +11,35 @@ use super::{
     names::{Listening, Serving},
     permits::Permits,
     plan::{Plan, lasting},
-    record::{Record, RuleLine},
+    record::Record,
     reporter::{Reporting, about},
     seat::{Seat, Wanted},
+    sent::rule_lines,
     sharing,
     undo::{Undo, end_of_pins},
 };
 use crate::{
     cgroup::{Cgroup, CgroupMount},
-    compile::{Facts, Image, RuleIds, RuleText, compile, diff},
+    compile::{Facts, Image, RuleIds, compile, diff},
     datapath::{
         attach,
         bpffs::{self, PinRoot},
         state_dir::StateDir,
+        unix,
     },
     level::{Level, Reached},
     observe::event::{Kind, Subject},
-    policy::Policy,
+    policy::{Mode, Unix},
 };
-use egress_common::{permit::RuleRef, sandbox::Identity};
+use egress_common::sandbox::Identity;
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
-/// Collects what a sandbox is made of.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "one for each question that the caller answers")]
-pub struct Builder {
-    pub(super) policy: Policy,
-    cgroup: Option<PathBuf>,
-    pub(super) netns: Option<PathBuf>,
-    pub(super) device: Option<String>,
-    pub(super) directories: Directories,
-    pub(super) strict: bool,
-    require: Option<Level>,
-    pub(super) raw_sockets: bool,
-    privileged: bool,
-    outlives: bool,
-    tcx: bool,
-}
-
-impl Sandbox {
-    /// Starts to describe a sandbox.
-    pub fn builder(policy: Policy) -> Builder {
-        Builder {
-            policy,
-            cgroup: None,
-            netns: None,
-            device: None,
-            directories: Directories::default(),
-            strict: false,
-            require: None,
-            raw_sockets: false,
-            privileged: false,
-            outlives: false,
-            tcx: true,
-        }
-    }
-}
-
 impl Builder {
-    /// The cgroup's directory; below the cgroup v2 mount where it is relative.
-    #[must_use]
-    pub fn cgroup(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.cgroup = Some(directory.into());
-        self
-    }
-
-    /// Its network namespace: a name of `ip netns`, or a path. Otherwise that of the processes in the cgroup, or egressd's own.
-    #[must_use]
-    pub fn netns(mut self, name_or_path: impl Into<PathBuf>) -> Self {
-        self.netns = Some(name_or_path.into());
-        self
-    }
-
-    /// The host side of its device, where it is not to be found from the namespace.
-    #[must_use]
-    pub fn device(mut self, name: impl Into<String>) -> Self {
-        self.device = Some(name.into());
-        self
-    }
-
-    /// Where to keep pins and events.
-    #[must_use]
-    pub fn dirs(mut self, directories: Directories) -> Self {
-        self.directories = directories;
-        self
-    }
-
-    /// Refuse where the cgroup holds sockets that the hooks cannot judge.
-    #[must_use]
-    pub fn strict(mut self, strict: bool) -> Self {
-        self.strict = strict;
-        self
-    }
-
-    /// Refuse below this level.
-    #[must_use]
-    pub fn require(mut self, level: Level) -> Self {
-        self.require = Some(level);
-        self
-    }
-
-    /// The sandbox keeps CAP_NET_RAW: raw sockets may be made where a device judges what they send.
-    #[must_use]
-    pub fn raw_sockets(mut self, raw_sockets: bool) -> Self {
-        self.raw_sockets = raw_sockets;
-        self
-    }
-
-    /// Code in the sandbox is uid 0 in the host's user namespace, or will be: no level holds for it.
-    #[must_use]
-    pub fn privileged(mut self, privileged: bool) -> Self {
-        self.privileged = privileged;
-        self
-    }
-
-    /// Refuse where enforcement would end with this process: its mount namespace is a private one, and so are its pins.
-    #[must_use]
-    pub fn outlives(mut self, outlives: bool) -> Self {
-        self.outlives = outlives;
-        self
-    }
-
-    /// As on a kernel without tcx, for tests of what stands in for it.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn without_tcx(mut self) -> Self {
-        self.tcx = false;
-        self
-    }
-
     /// Closed from here on; DNS is answered when it returns.
     ///
     /// A cgroup whose sandbox nobody serves any more, because its owner was killed or let go of it while it was populated, is taken over
@@ -231,9 +127,12 @@ impl Builder {
         let addresses = plan.follow_addresses(&tables, slot)?;
 
         let (links, fault) = (&pins.links, fault.as_deref());
-        let hooks = seat.set.on_cgroup(|programs| {
+        let mut hooks = seat.set.on_cgroup(|programs| {
             Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
         })?;
+        if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
+            hooks.extend(unix::attach(cgroup.fd(), names, links)?);
+        }
         let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
         if let Some((_, error)) = devices.settle(&plan.found).into_iter().next() {
             return Err(error);
@@ -297,7 +196,7 @@ impl Builder {
             nonce: identity.nonce,
             policy: self.policy.to_toml(),
             generation: 1,
-            rules: rule_lines(&permits.in_force().image),
+            rules: rule_lines(&permits.in_force().image, &[], &BTreeMap::new()),
             devices: Vec::new(),
             host_netns: plan.host_netns,
             level: plan.level(self.privileged, &plan.found),
@@ -324,15 +223,6 @@ impl Builder {
             _ => Ok(()),
         }
     }
-}
-
-pub(super) fn rule_lines(image: &Image) -> Vec<RuleLine> {
-    let line = |(reference, (_, text)): (&RuleRef, &(_, RuleText))| RuleLine {
-        index: reference.index,
-        tag: reference.tag,
-        text: text.clone(),
-    };
-    image.rules.iter().map(line).collect()
 }
 
 /// Directories of one owner's pins.

@@ -6,7 +6,7 @@ use crate::{
     datapath::{
         NetlinkError, attach::AttachError, bpffs::PinError, detach::DetachError, device::DeviceError,
         listeners::ListenError, load::LoadError, netns::NetnsError, sockets::SocketError, state_dir::StateError,
-        tables::TableError,
+        tables::TableError, unix::UnixError,
     },
     dns::DnsError,
     level::Level,
@@ -94,6 +94,12 @@ pub enum Error {
     /// Sockets of the cgroup's processes.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Unix sockets cannot be judged.
+    #[error(transparent)]
+    Unix(#[from] UnixError),
+    /// Their programs hold the names.
+    #[error("allow.unix cannot be changed under a living sandbox; detach it, and attach it anew")]
+    UnixChanged,
     /// A thread could not be started.
     #[error("cannot start the thread {name}; is the limit on tasks too low?")]
     Thread {
@@ -288,6 +294,7 @@ impl Error {
             | Self::Nested { .. }
             | Self::OtherNetns { .. }
             | Self::DeviceTaken { .. }
+            | Self::UnixChanged
             | Self::NotAttached { .. }
             | Self::Unknown { .. }
             | Self::NameTaken { .. }

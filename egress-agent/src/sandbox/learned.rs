@@ -47,6 +47,9 @@ impl Learned {
         expires_ns: u64,
         now: u64,
     ) -> Result<Admitted, Full> {
+        if let Some(new) = self.prolong(name, addresses, expires_ns, now) {
+            return Ok(Admitted { new, gone: Vec::new() });
+        }
         let mut gone = Vec::new();
         let own = self.by_name.get(name);
         let more = addresses.iter().filter(|address| own.is_none_or(|own| !own.contains(address))).count();
@@ -74,6 +77,18 @@ impl Learned {
             self.note(address, name, expires_ns);
         }
         Ok(Admitted { new, gone })
+    }
+
+    /// Has addresses that the name leads to already do so at least until then; true where one of them no longer was live. `None`
+    /// for an answer that holds others; what was prolonged of one that finds no room stays so, for people.
+    fn prolong(&mut self, name: &str, addresses: &[IpAddr], expires_ns: u64, now: u64) -> Option<bool> {
+        let mut new = false;
+        for address in addresses {
+            let held = self.by_address.get_mut(address)?.iter_mut().find(|held| held.name == name)?;
+            new |= held.expires_ns <= now;
+            held.expires_ns = held.expires_ns.max(expires_ns);
+        }
+        Some(new)
     }
 
     /// A name leads to the address at least until then.

@@ -1,7 +1,11 @@
 //! What the processes that are in a cgroup already leave of its level.
 
 use super::error::Error;
-use crate::{cgroup::Cgroup, datapath::sockets::foreign_sockets, level::Reached};
+use crate::{
+    cgroup::Cgroup,
+    datapath::sockets::{ForeignSocket, foreign_sockets},
+    level::Reached,
+};
 use nix::unistd::Pid;
 use std::fs;
 
@@ -18,8 +22,7 @@ impl Reached {
             );
             self = Self { missing: Vec::new(), ..self }.void(why);
         }
-        let pids: Vec<Pid> = pids.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw).collect();
-        let found = foreign_sockets(&pids, &cgroup.ids()?)?;
+        let found = foreign(cgroup)?;
         let Some(first) = found.first() else { return Ok(self) };
         let first = format!("{} of process {}", first.kind, first.pid);
         if strict {
@@ -38,13 +41,36 @@ impl Reached {
     }
 }
 
+/// Sockets that the processes of a cgroup hold and no hook of it sees.
+pub(super) fn foreign(cgroup: &Cgroup) -> Result<Vec<ForeignSocket>, Error> {
+    let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    Ok(foreign_sockets(&pids.collect::<Vec<_>>(), &cgroup.ids()?)?)
+}
+
 /// True where nothing keeps the process in its cgroup. One that is gone or cannot be looked at is no reason to doubt the others.
 fn is_host_root(pid: u32) -> bool {
-    let uids = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let uids = uids.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
-    let same = |kind| {
-        let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/{kind}")).ok();
-        namespace(&pid.to_string()).is_some_and(|its| Some(its) == namespace("self"))
+    let uids = status(pid, "Uid:");
+    uids.split_ascii_whitespace().any(|uid| uid == "0") && shares(pid, "user") && shares(pid, "mnt")
+}
+
+/// A process of the cgroup that may make packet sockets in the host's network namespace, where no device is.
+pub(super) fn packet_maker(cgroup: &Cgroup) -> Result<Option<u32>, Error> {
+    const CAP_NET_RAW: u64 = 1 << 13;
+    let may = |pid: &u32| {
+        let held = u64::from_str_radix(status(*pid, "CapPrm:").trim(), 16).unwrap_or_default();
+        held & CAP_NET_RAW != 0 && shares(*pid, "user")
     };
-    uids.split_ascii_whitespace().any(|uid| uid == "0") && same("user") && same("mnt")
+    Ok(cgroup.procs()?.into_iter().find(may))
+}
+
+/// A line of proc_pid_status(5), empty for a process that is gone.
+fn status(pid: u32, key: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().to_owned()
+}
+
+/// True in egressd's own namespace of this kind.
+fn shares(pid: u32, kind: &str) -> bool {
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/{kind}")).ok();
+    namespace(&pid.to_string()).is_some_and(|its| Some(its) == namespace("self"))
 }

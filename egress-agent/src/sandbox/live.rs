@@ -3,7 +3,7 @@
 use super::{
     Directories,
     apply::exchange,
-    attach::{refuse_transient_mounts, rule_lines},
+    attach::refuse_transient_mounts,
     cut::{Connections, Place},
     devices::Devices,
     end::take_down,
@@ -13,6 +13,7 @@ use super::{
     record::Record,
     reporter::{DnsInbox, Reporter, Scene, about},
     seat::Seat,
+    sent::rule_lines,
     sharing,
 };
 use crate::{
@@ -99,7 +100,7 @@ pub enum Released {
 }
 
 impl Sandbox {
-    fn record(&self) -> MutexGuard<'_, Record> {
+    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,6 +184,9 @@ impl Sandbox {
         if self.was_detached() {
             return Err(Error::NotAttached { cgroup: self.kernel.directory.clone() });
         }
+        if policy.allow.unix != self.scene.permits.in_force().policy.allow.unix {
+            return Err(Error::UnixChanged);
+        }
         let plan = self.plan.with(&policy)?;
         let opened = match self.server {
             None if plan.listens => Some(Listening::open(&plan, &self.kernel.tables, self.kernel.identity.nonce)?),
@@ -196,6 +200,7 @@ impl Sandbox {
         let generation = self.generation() + 1;
         let (text, name) = (policy.to_toml(), policy.name.clone());
         let connections = (policy.established == Established::Cut).then(|| Connections::before(self.place()));
+        let passed = self.kernel.tables.passed(self.slot())?;
         // Nobody asks it before the policy is in force.
         let started =
             opened.map(|opened| opened.serve(&plan, &policy, generation, &self.scene, &self.inbox)).transpose()?;
@@ -229,7 +234,7 @@ impl Sandbox {
         if plan.listens {
             self.plan = plan;
         }
-        let rules = rule_lines(&self.scene.permits.in_force().image);
+        let rules = rule_lines(&self.scene.permits.in_force().image, &self.record().rules, &passed);
         let devices = self.devices().shape();
         let mut record = self.record();
         record.devices = devices;
@@ -248,12 +253,6 @@ impl Sandbox {
         subject.policy = name;
         self.sink.emit(&about(Kind::Reload, &subject));
         Ok(())
-    }
-
-    pub(super) fn resolve_ahead(&self) -> Result<(), Error> {
-        let policy = Arc::clone(&self.scene.permits.in_force().policy);
-        let server = self.server.iter();
-        server.map(|server| Plan::resolve_ahead(&policy, server)).try_for_each(|ahead| Ok(ahead?))
     }
 
     /// Waits until every `proxy` of the policy takes a connection, from the sandbox's network namespace.

@@ -5,6 +5,7 @@ mod apply;
 mod attach;
 mod bandwidth;
 mod build;
+mod builder;
 mod claim;
 mod cut;
 mod devices;
@@ -26,20 +27,24 @@ mod reporter;
 mod ring;
 mod room;
 mod seat;
+mod sent;
 mod sharing;
 mod sleep;
 mod status;
 mod undo;
+mod view;
 
-pub use attach::Builder;
 pub use bandwidth::{BandwidthStatus, How, LimitStatus};
 pub use build::{Build, build};
+pub use builder::Builder;
 pub use directories::Directories;
 pub use end::detach;
 pub use error::Error;
 pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
+pub use sent::Sent;
 pub use status::{HookStatus, MapUse, Status, event_files, list};
+pub(crate) use view::{DeviceView, View, view};
 
 pub use crate::level::{Level, Reached, UnknownLevel};
 

@@ -3,6 +3,7 @@
 use super::{
     claim::Claim,
     error::Error,
+    live::Sandbox,
     plan::{Plan, answers},
     reporter::{DnsInbox, Scene},
 };
@@ -12,7 +13,7 @@ use crate::{
         tables::Tables,
     },
     dns,
-    policy::Policy,
+    policy::{Policy, PreResolve, Reach},
 };
 use egress_common::verdict::ListenerKey;
 use std::{ops::RangeInclusive, sync::Arc};
@@ -78,6 +79,46 @@ impl Listening {
         answers(&plan.netns, port)?;
         Ok(Serving { server, claim: self.claim })
     }
+}
+
+impl Sandbox {
+    /// Asks for the names that the policy in force spells out, as far as it wants that.
+    ///
+    /// # Errors
+    /// Names that it requires have no address.
+    pub(super) fn resolve_ahead(&self) -> Result<(), Error> {
+        let policy = Arc::clone(&self.scene.permits.in_force().policy);
+        match (&self.server, spelled_out(&policy)) {
+            (Some(server), names) if !names.is_empty() => match policy.dns.pre_resolve {
+                PreResolve::Off => {}
+                PreResolve::Warn => server.warm(names),
+                PreResolve::Require => server.require(names)?,
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// [`Sandbox::update`] to a policy whose names are resolved as at a start: those that it requires, while the policy before
+    /// is still in force.
+    pub(super) fn start_over(&mut self, policy: Policy) -> Result<(), Error> {
+        let names = spelled_out(&policy);
+        if policy.dns.pre_resolve == PreResolve::Require && !names.is_empty() {
+            let config = self.plan.with(&policy)?.dns_config(&policy, self.generation());
+            let (permits, clients) = (Arc::clone(&self.scene.permits), Arc::clone(&self.scene));
+            dns::rehearse(config, permits, clients, Arc::clone(&self.inbox) as _, names.clone())?;
+        }
+        let ahead = policy.dns.pre_resolve != PreResolve::Off && !names.is_empty();
+        self.update(policy)?;
+        self.server.iter().filter(|_| ahead).for_each(|server| server.warm(names.clone()));
+        Ok(())
+    }
+}
+
+/// Names without a wildcard, which names nothing that could be asked for.
+fn spelled_out(policy: &Policy) -> Vec<dns::Name> {
+    let exact = policy.allow.names.iter().filter(|rule| rule.pattern.reach() == Reach::Exact);
+    exact.filter_map(|rule| rule.pattern.to_string().parse().ok()).collect()
 }
 
 fn open(plan: &Plan, ports: RangeInclusive<u16>) -> Result<(Listeners, ListenerKey), ListenError> {

@@ -4,9 +4,10 @@ use crate::{
     cgroup::CgroupMount,
     datapath::{
         bpffs,
-        load::{Capacity, Programs},
+        load::{LoadError, Programs, Tried},
         tc,
     },
+    level::Level,
 };
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use std::path::Path;
@@ -20,6 +21,8 @@ pub struct Need {
     pub kernel: &'static str,
     /// What it stops.
     pub contains: &'static str,
+    /// The first level that cannot be had without it; none where no level rests on it.
+    pub level: Option<Level>,
     /// Whether this host has it.
     pub present: Present,
     /// What to do where it has not.
@@ -39,10 +42,11 @@ pub enum Present {
 
 impl Serialize for Need {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut need = serializer.serialize_struct("Need", 6)?;
+        let mut need = serializer.serialize_struct("Need", 7)?;
         need.serialize_field("hook", self.hook)?;
         need.serialize_field("kernel", self.kernel)?;
         need.serialize_field("contains", self.contains)?;
+        need.serialize_field("level", &self.level)?;
         let (present, why) = match &self.present {
             Present::Yes => ("yes", None),
             Present::No => ("no", None),
@@ -55,9 +59,48 @@ impl Serialize for Need {
     }
 }
 
+/// What a host has, and what comes of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Survey {
+    /// The running kernel's release.
+    pub kernel: String,
+    /// The highest level that a sandbox can reach here; none where not even L1 can be had.
+    pub highest: Option<Level>,
+    /// One by one.
+    pub needs: Vec<Need>,
+    /// What this kernel's verifier made of each program; empty where it could not be asked.
+    pub programs: Vec<Verified>,
+}
+
+/// One program of the kernel half.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Verified {
+    /// Its name.
+    pub program: String,
+    /// How many instructions the verifier walked; none where it refused, and before kernel 5.16.
+    pub verified_instructions: Option<u32>,
+}
+
 /// Looks at this host.
-pub fn probe() -> Vec<Need> {
-    vec![cgroup2(), programs(), device(), mounts(), resolver_sockets()]
+pub fn probe() -> Survey {
+    let loaded = Programs::try_each();
+    let mut needs = vec![cgroup2()];
+    needs.extend(HOOKS.iter().map(|hook| hook.need(&loaded)));
+    needs.extend([device(), mounts(), resolver_sockets()]);
+    let programs = loaded.unwrap_or_default().into_iter();
+    let verified = |(program, count): Tried| Verified { program, verified_instructions: count.ok().flatten() };
+    Survey {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        highest: highest(&needs),
+        needs,
+        programs: programs.map(verified).collect(),
+    }
+}
+
+/// The level below the first that lacks something. In this build nothing reaches L3.
+fn highest(needs: &[Need]) -> Option<Level> {
+    let lacks = |level| needs.iter().any(|need| need.level == Some(level) && need.present != Present::Yes);
+    [Level::L1, Level::L2].into_iter().take_while(|level| !lacks(*level)).last()
 }
 
 fn cgroup2() -> Need {
@@ -70,25 +113,104 @@ fn cgroup2() -> Need {
         hook: "cgroup v2",
         kernel: "4.5",
         contains: "identity: which sandbox a socket belongs to",
+        level: Some(Level::L1),
         present,
         fix: "mount -t cgroup2 none /sys/fs/cgroup, writable for egressd".to_owned(),
     }
 }
 
-/// Loads the real programs, which shows more than any version number.
-fn programs() -> Need {
-    let smallest = Capacity { rules: 16, permits: 16, networks: 16 };
-    let present = match Programs::load(1, smallest, None, None) {
-        Ok(_) => Present::Yes,
-        Err(error) if error.is_permission() => Present::Unknown("not permitted: run as root".to_owned()),
-        Err(error) => Present::Unknown(error.to_string()),
-    };
-    Need {
-        hook: "cgroup connect, sendmsg, recvmsg, getpeername, bind, sock_create, skb",
-        kernel: "5.15",
-        contains: "L1: packets of every socket made in the sandbox; DNS redirect",
-        present,
-        fix: "boot Linux 5.15 or newer with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF; run as root".to_owned(),
+/// Programs that are needed for the same reason.
+struct Hooks {
+    hook: &'static str,
+    /// Of the hook, or of the youngest thing that its programs call.
+    kernel: &'static str,
+    contains: &'static str,
+    level: Level,
+    programs: &'static [&'static str],
+}
+
+const HOOKS: [Hooks; 8] = [
+    Hooks {
+        hook: "cgroup connect4, connect6",
+        kernel: "5.11",
+        contains: "connections to what no rule names; leads port 53 to egressd",
+        level: Level::L1,
+        programs: &["connect4", "connect6"],
+    },
+    Hooks {
+        hook: "cgroup sendmsg4, sendmsg6",
+        kernel: "5.11",
+        contains: "datagrams of unconnected sockets; leads port 53 to egressd",
+        level: Level::L1,
+        programs: &["sendmsg4", "sendmsg6"],
+    },
+    Hooks {
+        hook: "cgroup recvmsg4, recvmsg6, getpeername4, getpeername6",
+        kernel: "5.8",
+        contains: "nothing: clients take egressd's DNS answers for their server's",
+        level: Level::L1,
+        programs: &["recvmsg4", "recvmsg6", "getpeername4", "getpeername6"],
+    },
+    Hooks {
+        hook: "cgroup bind4, bind6",
+        kernel: "5.11",
+        contains: "somebody else in the place of egressd's DNS listener",
+        level: Level::L1,
+        programs: &["bind4", "bind6"],
+    },
+    Hooks {
+        hook: "cgroup sock_create",
+        kernel: "5.11",
+        contains: "raw sockets, and protocols that no rule is about",
+        level: Level::L1,
+        programs: &["sock_create"],
+    },
+    Hooks {
+        hook: "cgroup egress, ingress",
+        kernel: "5.12",
+        contains: "every packet of every socket made in the sandbox, whatever its header",
+        level: Level::L1,
+        programs: &["egress", "ingress"],
+    },
+    Hooks {
+        hook: "cgroup sock_ops",
+        kernel: "5.12",
+        contains: "nothing: TCP keeps to its rate without losses",
+        level: Level::L1,
+        programs: &["sock_ops"],
+    },
+    Hooks {
+        hook: "programs of a device",
+        kernel: "5.12",
+        contains: "every frame of a sandbox with its own network namespace, whoever made it",
+        level: Level::L2,
+        programs: &["device_egress", "device_ingress"],
+    },
+];
+
+impl Hooks {
+    /// Loads of the real programs show more than any version number.
+    fn need(&self, loaded: &Result<Vec<Tried>, LoadError>) -> Need {
+        let refused = match loaded {
+            Err(error) => Some(error),
+            Ok(all) => {
+                let mut ours = all.iter().filter(|(name, _)| self.programs.contains(&name.as_str()));
+                ours.find_map(|(_, count)| count.as_ref().err())
+            }
+        };
+        let present = match refused {
+            None => Present::Yes,
+            Some(error) if error.is_permission() => Present::Unknown("not permitted: run as root".to_owned()),
+            Some(error) => Present::Unknown(error.to_string()),
+        };
+        Need {
+            hook: self.hook,
+            kernel: self.kernel,
+            contains: self.contains,
+            level: Some(self.level),
+            present,
+            fix: "boot Linux 5.15 or newer with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF; run as root".to_owned(),
+        }
     }
 }
 
@@ -103,7 +225,8 @@ fn device() -> Need {
     Need {
         hook,
         kernel: "6.6, 4.5",
-        contains: "L2: packet sockets, AF_XDP, tunnels and nested namespaces of a sandbox with its own network namespace",
+        contains: "packet sockets, AF_XDP, tunnels and nested namespaces of a sandbox with its own network namespace",
+        level: Some(Level::L2),
         present,
         fix: "run as root; boot a kernel with CONFIG_NET_XGRESS, or with CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
             .to_owned(),
@@ -115,6 +238,7 @@ fn mounts() -> Need {
         hook: "pins",
         kernel: "4.4",
         contains: "enforcement outlives egressd",
+        level: Some(Level::L1),
         present: match bpffs::is_init_mount_namespace() {
             Ok(true) => Present::Yes,
             Ok(false) => Present::No,
@@ -134,7 +258,26 @@ fn resolver_sockets() -> Need {
         hook: "no resolver on a unix socket",
         kernel: "-",
         contains: "names asked past egressd's resolver (nss-resolve, nscd, avahi)",
+        level: None,
         present: if found.is_empty() { Present::Yes } else { Present::No },
         fix: format!("hide {} from the sandbox, or leave `resolve` out of nsswitch.conf", found.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_level_is_the_one_before_the_first_that_lacks_something() {
+        let need = |level, present| Need { hook: "x", kernel: "-", contains: "-", level, present, fix: String::new() };
+        let unknown = || Present::Unknown("not root".to_owned());
+        for (needs, expected) in [
+            (vec![need(Some(Level::L1), Present::Yes), need(None, Present::No)], Some(Level::L2)),
+            (vec![need(Some(Level::L1), Present::Yes), need(Some(Level::L2), unknown())], Some(Level::L1)),
+            (vec![need(Some(Level::L1), Present::No), need(Some(Level::L2), Present::Yes)], None),
+        ] {
+            assert_eq!(highest(&needs), expected, "{needs:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 use egress_common::{
     addr::Addr,
-    permit::{Grant, NEVER_NS, Permit, PermitKey, RuleRef},
+    permit::{Grant, NEVER_NS, Permit, PermitKey},
 };
 use nix::time::{ClockId, clock_gettime};
 use std::{
@@ -161,29 +161,51 @@ impl Permits {
         Ok(())
     }
 
-    /// Adds grants to the address, keeping what it has; true where one had to give way.
-    fn grant(
+    /// The address with these grants besides what it has. `None` where it is as it was: the answer came from the cache, and its
+    /// permit was written when that was learned.
+    fn granted(
         &self,
         image: &Image,
         address: IpAddr,
-        rules: &[RuleRef],
-        expires_ns: u64,
+        grants: &[Grant],
         now: u64,
-    ) -> Result<bool, TableError> {
+    ) -> Result<Option<Change>, TableError> {
         let addr = Addr::from(address).routed();
         let key = PermitKey { slot: self.slot, addr };
-        let before = self.tables.permit(&key)?.unwrap_or_default();
-        let mut permit = Permit { deny: image.deny_for(addr), ..before };
-        let mut evicted = false;
-        for &rule in rules {
-            evicted |= add(&mut permit, Grant { expires_ns, rule }, now);
+        let before = self.tables.permit(&key)?;
+        let mut after = Permit { deny: image.deny_for(addr), ..before.unwrap_or_default() };
+        let mut evicts = false;
+        for &grant in grants {
+            evicts |= add(&mut after, grant, now);
         }
-        // As it was: the answer came from the cache, and its permit was written when that was learned.
-        if permit != before {
-            self.tables.set_permit(&key, &permit)?;
-        }
-        Ok(evicted)
+        Ok((before.unwrap_or_default() != after).then_some(Change { address, key, before, after, evicts }))
     }
+
+    /// Writes all of them or, as far as the kernel lets us, none.
+    fn write(&self, changes: &[Change]) -> Result<(), TableError> {
+        let entries: Vec<_> = changes.iter().map(|change| (change.key, change.after)).collect();
+        self.tables.set_permits(&entries).inspect_err(|_| {
+            for Change { key, before, .. } in changes {
+                let undone = before.map_or_else(
+                    || self.tables.remove_permit(key),
+                    |before| self.tables.set_permit(key, &before),
+                );
+                if let Err(error) = undone {
+                    tracing::error!(%error, "an address stays open for which nobody got an answer, until its permit ends");
+                }
+            }
+        })
+    }
+}
+
+/// One address whose entry of the map is to be another.
+struct Change {
+    address: IpAddr,
+    key: PermitKey,
+    before: Option<Permit>,
+    after: Permit,
+    /// A grant had to give way.
+    evicts: bool,
 }
 
 impl dns::Permits for Permits {
@@ -205,21 +227,18 @@ impl dns::Permits for Permits {
         let admitted = in_force.learned.admit(&name.to_string(), &addresses, expires_ns, now);
         let Admitted { new, gone } = admitted.map_err(|Full| dns::PermitError::Full)?;
         in_force.changed |= new || !gone.is_empty();
-        let rules: Vec<RuleRef> =
-            rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule).copied()).collect();
-        let mut evicted = Vec::new();
+        let rules = rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule));
+        let grants: Vec<Grant> = rules.map(|&rule| Grant { expires_ns, rule }).collect();
         let written = gone.into_iter().try_for_each(|address| self.close(address)).and_then(|()| {
-            addresses.iter().try_for_each(|&address| {
-                if self.grant(&in_force.image, address, &rules, expires_ns, now)? {
-                    evicted.push(address);
-                }
-                Ok(())
-            })
+            let changes = addresses.iter().map(|&address| self.granted(&in_force.image, address, &grants, now));
+            let changes: Vec<Change> = changes.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+            self.write(&changes).map(|()| changes)
         });
-        written.map_err(|error| match error.errno() {
+        let changes = written.map_err(|error| match error.errno() {
             Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => dns::PermitError::Full,
             errno => dns::PermitError::Map { errno: errno.unwrap_or(libc::EIO) },
         })?;
+        let evicted = changes.iter().filter(|change| change.evicts).map(|change| change.address).collect();
         Ok(dns::Written { new, evicted })
     }
 
@@ -265,7 +284,7 @@ fn without_expired(permit: &Permit, horizon: u64) -> Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egress_common::permit::GRANTS;
+    use egress_common::permit::{GRANTS, RuleRef};
 
     fn grant(tag: u32, expires_ns: u64) -> Grant {
         Grant { expires_ns, rule: RuleRef { index: tag, tag } }

@@ -1,6 +1,6 @@
 //! What is known of a sandbox before anything is made for it.
 
-use super::{attach::Builder, error::Error, permits::Table, record::Record, room};
+use super::{builder::Builder, error::Error, permits::Table, record::Record, room};
 use crate::{
     cgroup::Cgroup,
     compile::{Facts, Limits, RuleIds, compile},
@@ -13,7 +13,7 @@ use crate::{
     },
     dns,
     level::{Level, Reached},
-    policy::{Answers, Cnames, Mode, NameTable, Policy, PreResolve, Reach, Server, Services},
+    policy::{Answers, Cnames, Mode, NameTable, Policy, Server, Services},
 };
 use egress_common::{
     addr::Addr,
@@ -172,21 +172,6 @@ impl Plan {
         }
     }
 
-    /// Asks for the names that the policy spells out, as far as it wants that; wildcards name nothing that could be asked.
-    pub(super) fn resolve_ahead(policy: &Policy, server: &dns::Server) -> Result<(), dns::DnsError> {
-        let exact = policy.allow.names.iter().filter(|rule| rule.pattern.reach() == Reach::Exact);
-        let names: Vec<dns::Name> = exact.filter_map(|rule| rule.pattern.to_string().parse().ok()).collect();
-        match policy.dns.pre_resolve {
-            PreResolve::Off => Ok(()),
-            _ if names.is_empty() => Ok(()),
-            PreResolve::Warn => {
-                server.warm(names);
-                Ok(())
-            }
-            PreResolve::Require => server.require(names),
-        }
-    }
-
     /// Keeps the map of own addresses as the namespace has them. The host's own are never open, so nobody follows them.
     pub(super) fn follow_addresses(&self, tables: &Arc<Tables>, slot: u32) -> Result<Option<addresses::Watch>, Error> {
         if !self.facts.own_netns {
@@ -268,7 +253,7 @@ pub(super) fn lasting(name_or_path: &Path) -> PathBuf {
 }
 
 /// The namespace with this cookie. A path may lead to another one by now, and a process may have moved.
-fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Error> {
+pub(super) fn find_netns(record: &Record, cgroup: &Cgroup, cookie: u64) -> Result<Netns, Error> {
     let named = record.netns.iter().map(|path| open_netns(path));
     let here = std::iter::once_with(|| Ok(Netns::current()?));
     let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok());

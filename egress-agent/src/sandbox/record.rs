@@ -1,7 +1,7 @@
 //! What a sandbox leaves in the state directory, for whoever comes later: names for the numbers in the maps. It decides
 //! nothing; what is enforced is what the maps hold.
 
-use super::{Directories, error::Error};
+use super::{Directories, error::Error, sent::Since};
 use crate::{
     compile::RuleText,
     datapath::{netns::Netns, tc::Held},
@@ -84,6 +84,9 @@ pub(super) struct RuleLine {
     pub(super) index: u32,
     pub(super) tag: u32,
     pub(super) text: RuleText,
+    /// What had passed by its index when it came.
+    #[serde(default)]
+    pub(super) since: Since,
 }
 
 impl RuleLine {
@@ -180,9 +183,14 @@ impl Record {
 
     /// True once somebody detached the sandbox, also where another one is attached to its cgroup by now.
     pub(super) fn is_taken_down(&self, directories: &Directories) -> bool {
-        let found = Self::read(directories, &self.name);
-        let replaced = found.is_ok_and(|found| found.is_some_and(|found| found.nonce != self.nonce));
-        replaced || !directories.pin.join(&self.name).exists()
+        /// Asked for all the time, of a record that may have thousands of rules.
+        #[derive(Deserialize)]
+        struct Whose {
+            nonce: u64,
+        }
+        let found = fs::read(Self::directory(directories, &self.name).join(FILE)).ok();
+        let found = found.and_then(|text| serde_json::from_slice(&text).ok());
+        found.is_some_and(|Whose { nonce }| nonce != self.nonce) || !directories.pin.join(&self.name).exists()
     }
 
     /// The network namespace in which its devices are, if one of those at hand is it: the caller's, PID 1's, or that of the

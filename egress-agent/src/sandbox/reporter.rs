@@ -34,6 +34,8 @@ use tokio::sync::mpsc;
 
 /// DNS events that wait for the reader; more are counted as lost. Room is made as they come: that of std is made at once.
 const QUEUE: usize = 4096;
+/// Names are written whole: doing so may take one part in so many of the time.
+const NAMES_PART: u32 = 100;
 
 /// Whatever an event needs to know of its sandbox.
 pub(super) struct Scene {
@@ -162,6 +164,7 @@ impl Reporting {
             sink: sink.clone(),
             fold: Fold::default(),
             told: Told::default(),
+            names_due: Instant::now(),
         })?;
         Ok(Self { scene, sink, reporter: Reporter { set: Arc::clone(set), nonce }, inbox })
     }
@@ -183,6 +186,8 @@ pub(super) struct Reading {
     sink: EventSink,
     fold: Fold,
     told: Told,
+    /// When the names are written again, where there are others.
+    names_due: Instant,
 }
 
 impl Reading {
@@ -243,7 +248,7 @@ impl Reading {
     }
 
     /// What is due now and then. `slept`: how long the machine did since the last time.
-    pub(super) fn look_after(&self, slept: Option<Duration>) {
+    pub(super) fn look_after(&mut self, slept: Option<Duration>) {
         self.note_names();
         if let Some(slept) = slept
             && let Err(error) = self.scene.permits.age(slept)
@@ -265,8 +270,12 @@ impl Reading {
         self.scene.permits.sweep(ours, horizon)
     }
 
-    /// For `explain`, which another process asks.
-    fn note_names(&self) {
+    /// For `explain`, which another process asks, and for whoever adopts the sandbox.
+    fn note_names(&mut self) {
+        let started = Instant::now();
+        if started < self.names_due {
+            return;
+        }
         let Some(learned) = self.scene.permits.news() else { return };
         match permits_file::write(&self.scene.directory, &learned) {
             // Detached by another process.
@@ -274,10 +283,13 @@ impl Reading {
             Err(error) => tracing::warn!(%error, "explain will not know the latest names"),
             Ok(()) => {}
         }
+        self.names_due = started + NAMES_PART * started.elapsed();
     }
 
     /// The last word: folded counts that no later denial would carry any more.
     pub(super) fn finish(mut self) {
+        self.names_due = Instant::now();
+        self.note_names();
         let subject = self.scene.subject();
         for event in self.fold.flush() {
             self.sink.emit(&event);

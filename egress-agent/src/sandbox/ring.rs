@@ -96,7 +96,7 @@ fn read(readings: &Mutex<Readings>, ring: &OwnedFd, stopped: &io::PipeReader) {
         let mut readings = lock(readings);
         readings.take_in();
         let slept = sleep.slept();
-        readings.each.iter().for_each(|reading| reading.look_after(slept));
+        readings.each.iter_mut().for_each(|reading| reading.look_after(slept));
         if swept.elapsed() > SWEEP {
             swept = Instant::now();
             if let Err(error) = readings.sweep() {

@@ -6,6 +6,7 @@ use super::{
     error::Error,
     permits::now_ns,
     record::{DeviceLine, Record},
+    sent::{Sent, sent},
     sharing,
 };
 use crate::{
@@ -80,6 +81,8 @@ pub struct Status {
     pub counters: Totals,
     /// Limits, and what became of them; none where nothing is limited.
     pub bandwidth: Option<BandwidthStatus>,
+    /// Where it sent most; at most ten.
+    pub destinations: Vec<Sent>,
 }
 
 /// The sandboxes below these directories.
@@ -115,6 +118,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
     let mut counters = Totals::default();
     let mut owned = false;
     let mut bandwidth = None;
+    let mut destinations = Vec::new();
     if let Some(pins) = &pins {
         let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
         owned = tables.sandbox(record.slot)?.nonce == record.nonce;
@@ -125,7 +129,9 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
             entries: permits,
             capacity: Tables::capacity(&pins.join("maps"))?.1.permits.into(),
         });
-        counters = Totals::of(&tables.counters(record.slot)?);
+        let passed = tables.passed(record.slot)?;
+        counters = Totals::of(&tables.counters(record.slot)?, passed.values());
+        destinations = sent(&record.rules, &passed);
         let (limits, meters) = (tables.limits(record.slot)?, tables.meters(record.slot)?);
         bandwidth = BandwidthStatus::of(&limits, &meters, now_ns(), is_shaped(&record));
     }
@@ -147,6 +153,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
         maps,
         counters,
         bandwidth,
+        destinations,
     })
 }
 

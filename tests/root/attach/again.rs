@@ -47,3 +47,36 @@ fn the_next_attach_takes_over_with_its_own_policy_and_opens_nothing_on_the_way()
     end(owner, Signal::SIGTERM).exits(0);
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new(), "empty: detached");
 }
+
+/// Names that the next policy requires are asked for before it is in force: without them the one before stays.
+#[test]
+fn a_take_over_whose_required_names_do_not_resolve_changes_nothing() {
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    let before = lab.snapshot();
+    let sleeper = job.spawn("exec sleep 1000");
+    let owner = job.attached("--allow ok.test --allow 198.51.100.21");
+    assert_eq!(job.curl("ok.test", &lab.token("learned")), Some(0));
+    end(owner, Signal::SIGTERM).exits(0).says("stays closed");
+    let left = job.status().1;
+
+    let refused = job.attach(&format!("--pre-resolve=require --allow a.test --allow nx.test --allow {EVIL}"));
+    refused.output().exits(3).says("nx.test");
+    let status = job.status().1;
+    assert_eq!((&status["in_force"], &status["agent_pid"]), (&true.into(), &serde_json::Value::Null));
+    assert_eq!(status["generation"], left["generation"], "no other policy was in force");
+    assert_eq!(job.curl(&EVIL.to_string(), &lab.token("closed")), Some(7), "the new one opened nothing");
+    assert_eq!(job.curl("198.51.100.21", &lab.token("before")), Some(0), "the one before still opens what it did");
+    assert_eq!(job.curl(&OK.to_string(), &lab.token("before")), Some(0), "what was learned lives on");
+
+    // Its twin, whose names resolve.
+    let owner = job.attached(&format!("--pre-resolve=require --allow a.test --allow {EVIL}"));
+    assert_eq!(job.curl("a.test", &lab.token("after")), Some(0));
+    assert_eq!(job.curl("198.51.100.21", &lab.token("closed")), Some(7));
+    drop(sleeper);
+    end(owner, Signal::SIGTERM).exits(0);
+    lab.expect_hits(&lab.token("before"), 2);
+    lab.expect_hits(&lab.token("after"), 1);
+    assert_eq!(lab.hits(&lab.token("closed")), []);
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+}

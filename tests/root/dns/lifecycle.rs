@@ -82,12 +82,57 @@ fn e06_a_killed_agent() {
     job.detach().exits(0);
 }
 
+/// Less than any client's patience: glibc, musl and Go wait 5 s.
+const GAP_MS: i32 = 4000;
+
+/// As a service manager has it: the process is killed, the next one takes over, and the clients only wait.
+#[test]
+fn e07_a_killed_process_and_the_next_one() {
+    let lab = Lab::new();
+    let (job, neighbour) = (Job::new(&lab, "job"), Job::new(&lab, "neighbour"));
+    for (name, address) in [("ok.test", "198.51.100.10"), ("a.test", "198.51.100.11"), ("steady.test", "198.51.100.12")]
+    {
+        lab.zone().put(name, Entry::at(&[address]).ttl(600));
+    }
+    let before = lab.snapshot();
+    let flags = "--allow ok.test --allow steady.test --pre-resolve=off";
+    let beside = neighbour.attached("--allow a.test --pre-resolve=off");
+    let mut owner = job.attached(flags);
+    let (kept, other) = (lab.token("kept"), lab.token("neighbour"));
+    assert_eq!((job.curl("ok.test", &kept), neighbour.curl("a.test", &other)), (Some(0), Some(0)));
+    let stop = lab.work_dir().join("stop");
+    let probe = lab.probe("asking.py");
+    let asking = job.spawn(&format!("exec {probe} 203.0.113.8 steady.test {}", stop.display()));
+    until(SOON, "somebody asks all the time", || !lab.zone().queries_for("steady.test").is_empty());
+    let asked = |name: &str| lab.zone().queries_for(name).len();
+    let (learned, steady) = (asked("ok.test"), asked("steady.test"));
+
+    owner.signal(Signal::SIGKILL);
+    owner.wait(SOON);
+    assert_eq!(job.curl(&OK.to_string(), &kept), Some(0), "while nobody serves");
+    owner = job.attached(flags);
+    assert_eq!(job.curl(&OK.to_string(), &kept), Some(0), "the permit outlives its owner");
+    assert_eq!(asked("ok.test"), learned, "nobody had to ask again");
+    until(SOON, "the next one is asked", || asked("steady.test") > steady);
+    assert_eq!(job.curl("198.51.100.11", &lab.token("closed")), Some(7), "what a neighbour learned");
+    assert_eq!(neighbour.curl("a.test", &other), Some(0));
+    fs::write(&stop, "").unwrap();
+    let told = asking.finish(SOON);
+    eprintln!("{told}");
+    assert!(told.step("gap_ms") < GAP_MS, "{told}");
+    lab.expect_hits(&kept, 3);
+    lab.expect_hits(&other, 2);
+    assert_eq!(lab.hits(&lab.token("closed")), []);
+    crate::job::end(owner, Signal::SIGTERM).exits(0);
+    crate::job::end(beside, Signal::SIGTERM).exits(0);
+    fs::remove_file(&stop).unwrap();
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+}
+
 /// The record of an earlier policy beside the maps of a later one is what a death in the middle of an update leaves.
 #[test]
 fn e07_a_restarted_agent() {
     const OTHER: &str = "198.51.100.11";
-    /// Less than any client's patience: glibc, musl and Go wait 5 s.
-    const GAP_MS: i32 = 4000;
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
     lab.zone().put("ok.test", Entry::at(&["198.51.100.10"]).ttl(600));

@@ -5,6 +5,7 @@ mod channel;
 mod clients;
 mod encrypted;
 mod forwarders;
+mod full;
 mod lifecycle;
 mod matching;
 mod matrix;

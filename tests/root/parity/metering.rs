@@ -4,10 +4,10 @@ use super::{
     frames::{Family, Frame},
     install, policies, probe, with_device,
 };
-use egress_agent::datapath::probe::{Hook, Probe};
+use egress_agent::datapath::probe::{Hook, NONCE, Probe, SLOT};
 use egress_common::{
-    bucket::{BURST_MAX_NS, Limit, Limits, Place, debt_ns},
-    sandbox::flags,
+    bucket::{BURST_MAX_NS, BURST_MIN_NS, Limit, Limits, Place, RATE_MIN_BITS, debt_ns},
+    sandbox::{Identity, flags},
     verdict::Reason,
 };
 use std::time::{Duration, Instant};
@@ -63,6 +63,31 @@ fn segments_count_with_their_headers_and_no_packet_goes_beyond_a_budget() {
         assert_eq!(run((2, 16)), (None, 60 + 88));
         assert_eq!(run((0, 16)), (spent, 148), "two packets, which the kernel did not count");
         assert_eq!((run((0, 0)), run((0, 0))), ((spent, 148), (spent, 148)));
+    });
+}
+
+/// Where nobody's sockets are seen, as those of a guest behind its tap: frames from it and to it each have a bucket at the device.
+#[test]
+fn a_device_meters_both_directions() {
+    with_device(|ifindex| {
+        let (mut probe, mut world) = (probe(), policies::one_permit());
+        world.sources.insert(policies::source("192.0.2.1"));
+        world.sandbox.flags |= flags::METERED_EGRESS | flags::METERED_INGRESS;
+        install(&mut probe, &world).expect("a world in the maps");
+        probe.set_device(ifindex, Identity { slot: SLOT, reserved: 0, nonce: NONCE }).expect("a device");
+        // 60 bytes of IP are 60 ms of this rate, and the bucket holds 200.
+        let limit = Limit::new(RATE_MIN_BITS, BURST_MIN_NS);
+        probe.set_limits(Limits { egress: limit, ingress: limit, budget: 0 }).expect("limits");
+        let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
+        for (hook, place) in [(Hook::DeviceEgress, Place::DeviceEgress), (Hook::DeviceIngress, Place::DeviceIngress)] {
+            let passed = (0..10).filter(|_| probe.run(hook, &frame, ifindex, 1).expect("a run").passed).count();
+            let meter = probe.meters().expect("meters").at[place as usize];
+            // A slow machine may earn a packet or two meanwhile.
+            assert!((4..=6).contains(&passed), "{hook:?}: {passed} passed");
+            assert_eq!((meter.bytes, meter.dropped_packets), (passed as u64 * 60, 10 - passed as u64), "{hook:?}");
+        }
+        let cgroups = probe.meters().expect("meters").at[Place::Egress as usize];
+        assert_eq!((cgroups.bytes, cgroups.dropped_packets), (0, 0));
     });
 }
 

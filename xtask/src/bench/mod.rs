@@ -4,6 +4,7 @@
 //! a round. Everything happens in own namespaces and is bounded in count.
 #![expect(clippy::cast_precision_loss, reason = "times and sizes of a bench are far below 2^52")]
 
+mod costs;
 pub(crate) mod dns;
 pub(crate) mod filter;
 mod generator;

@@ -39,6 +39,8 @@ pub(crate) const NEEDED: &[Package] = &[
     package("netcat-openbsd", "nc", "real client"),
     package("bind9-dnsutils", "dig", "real client"),
     package("python3", "python3", "real client, and odd sockets"),
+    package("python3-websockets", "", "WebSocket client and server of the lab"),
+    package("nghttp2-server", "nghttpd", "HTTP/2 server of the lab"),
     Package {
         name: "busybox-static",
         instead: &["busybox"],

@@ -1,6 +1,6 @@
 //! Every documented key: flipped once, refused once, with its position.
 
-use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Services, Warning};
+use crate::policy::{Answers, Cnames, Established, Icmp, Local, Mode, Policy, PreResolve, Services, Unix, Warning};
 use std::time::Duration;
 
 fn toml(text: &str) -> Policy {
@@ -59,6 +59,10 @@ fn every_key_changes_what_it_names() {
     assert_eq!(toml("[allow]\nloopback = []").allow.loopback, Local::Closed);
     assert_eq!(toml("[dns]\nanswers = \"any\"").dns.answers, Answers::Any);
     assert_eq!(toml("[allow]\nunix = \"any\"\n[dns]\npre_resolve = \"warn\""), Policy::deny_all());
+    for (text, names) in [("\"none\"", vec![]), ("[]", vec![]), ("[\"@b\", \"@a\", \"@b\"]", vec!["a", "b"])] {
+        let names = names.into_iter().map(str::to_owned).collect();
+        assert_eq!(toml(&format!("[allow]\nunix = {text}")).allow.unix, Unix::Names(names), "{text}");
+    }
     for (text, value) in [("off", PreResolve::Off), ("require", PreResolve::Require)] {
         assert_eq!(toml(&format!("[dns]\npre_resolve = \"{text}\"")).dns.pre_resolve, value);
     }
@@ -77,7 +81,7 @@ names = [
 addresses = ["10.1.0.0/16:5432/tcp", "[2001:db8::/48]:443"]
 inbound = ["198.51.100.1"]
 icmp = "echo"
-unix = "any"
+unix = ["@ready", "@/tmp/.X11-unix/X0"]
 [deny]
 names = ["gist.github.com"]
 addresses = ["198.51.100.66"]
@@ -180,8 +184,10 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[allow]\ngateway = [\"198.51.100.0/24:80\"]", "is a network"),
         ("[allow]\ngateway = [\"0.0.0.0:80\"]", "allow.loopback"),
         ("[allow]\nicmp = \"all\"", "allow.icmp: \"all\", but allowed is \"none\" or \"echo\""),
-        ("[allow]\nunix = \"none\"", "policy:2:1: allow.unix = \"none\": this build cannot enforce that yet"),
-        ("[allow]\nunix = [\"@x\"]", "this build cannot enforce that yet"),
+        ("[allow]\nunix = \"some\"", "policy:2:8: allow.unix: \"some\", but allowed is \"any\", \"none\" or a list"),
+        ("[allow]\nunix = [\"x\"]", "a list of abstract names such as \"@name\""),
+        ("[allow]\nunix = [\"@\"]", "of 1 to 107 octets"),
+        ("[allow]\nunix = [\"/run/docker.sock\"]", "a path cannot be judged"),
         ("[allow]\nunix = 1", "allow.unix: 1"),
         ("[deny]\nnames = [\"gist.github.com:443\"]", "a denied name is closed whole"),
         ("[deny]\nnames = [\"https://gist.github.com\"]", "a denied name is closed whole"),

@@ -23,16 +23,16 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// A child of this process.
 #[derive(Debug)]
-pub(in crate::run) struct Born {
+pub(crate) struct Born {
     /// Its number, as this process sees it.
-    pub(in crate::run) pid: Pid,
+    pub(crate) pid: Pid,
     /// Readable once it has ended.
-    pub(in crate::run) pidfd: OwnedFd,
+    pub(crate) pidfd: OwnedFd,
 }
 
 impl Born {
     /// Waits for its end; it is not reaped. False where it lives on.
-    pub(in crate::run) fn ends_within(&self, limit: Duration) -> nix::Result<bool> {
+    pub(crate) fn ends_within(&self, limit: Duration) -> nix::Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
             match poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], poll_until(deadline)) {
@@ -48,7 +48,7 @@ impl Born {
 ///
 /// # Errors
 /// What it reported; it is gone then.
-pub(super) fn bear(
+pub(crate) fn bear(
     cgroup: BorrowedFd<'_>,
     entrance: BorrowedFd<'_>,
     life: impl FnOnce(RawFd, RawFd) -> Failure,

@@ -10,7 +10,7 @@ use std::{
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
 /// First thing after birth. `entrance` is `cgroup.procs`, open for writing, where the process was not born in the cgroup.
-pub(super) fn arrive(entrance: RawFd) -> Result<(), Failure> {
+pub(crate) fn arrive(entrance: RawFd) -> Result<(), Failure> {
     hide_memory()?;
     if entrance >= 0 {
         // SAFETY: one byte of static memory. "0" is whoever writes; nothing was opened that would stay behind.

@@ -47,9 +47,14 @@ pub(super) fn run(options: &Options) -> Result<bool> {
             // Whoever comes first in a round is another one each time.
             sides.rotate_left(round % Resolver::ALL.len());
             for side in sides.iter_mut().filter(|side| side.resolver == Resolver::Egressd || ask.kind != Kind::Denied) {
+                let before_us = side.cpu_us()?;
                 let measured = side.ask(ask).with_context(|| format!("{}: {row}", side.resolver.name()))?;
                 if round > 0 {
                     results.pairs.push(row, side.resolver, round, measured);
+                    if row == table::MISS_QPS {
+                        let each_us = (side.cpu_us()? - before_us) / f64::from(ask.count);
+                        results.pairs.push(table::MISS_CPU_US, side.resolver, round, each_us);
+                    }
                 }
             }
         }

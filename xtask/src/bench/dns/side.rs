@@ -55,9 +55,9 @@ pub(super) struct Side {
     pub(super) resolver: Resolver,
     generator: Generator,
     server: Running,
-    _upstream: Upstream,
+    upstream: Upstream,
     // Last, because the others live in what it made.
-    _world: World,
+    world: World,
 }
 
 struct World {
@@ -100,10 +100,19 @@ impl World {
     }
 
     fn nftset(&self) -> Result<()> {
-        let rules =
-            self.lab.file("bench.nft", "table inet bench {\n set permitted { type ipv4_addr; size 65535; }\n}\n");
+        // What it opens ends some time, as a permit does.
+        let set = "set permitted { type ipv4_addr; flags timeout; timeout 5m; size 65535; }";
+        let rules = self.lab.file("bench.nft", &format!("table inet bench {{\n {set}\n}}\n"));
         let output = self.netns.command("nft").arg("-f").arg(&rules).output().context("cannot run nft")?;
         ensure!(output.status.success(), "nft -f: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
+    /// An address of a name that was answered.
+    fn expect_in_set(&self) -> Result<()> {
+        let output = self.netns.command("nft").args(["list", "set", "inet", "bench", "permitted"]).output()?;
+        let listed = String::from_utf8_lossy(&output.stdout);
+        ensure!(listed.contains("198.18."), "dnsmasq put no address into the set: {listed}");
         Ok(())
     }
 
@@ -111,7 +120,8 @@ impl World {
         let text = format!(
             "server:\n do-daemonize: no\n use-syslog: no\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n directory: \"/\"\n \
              num-threads: 1\n interface: 127.0.0.1\n module-config: \"iterator\"\n do-not-query-localhost: no\n \
-             local-zone: \"test.\" nodefault\n outgoing-range: 4096\n num-queries-per-thread: 2048\n\
+             local-zone: \"test.\" nodefault\n outgoing-range: 4096\n num-queries-per-thread: 2048\n \
+             msg-cache-size: 1m\n rrset-cache-size: 1m\n\
              remote-control:\n control-enable: no\n\
              forward-zone:\n name: \".\"\n forward-addr: {}@{}\n",
             upstream::ADDRESS.ip(),
@@ -174,8 +184,11 @@ impl Side {
         };
         let asked = SocketAddr::from((resolver.asked(), 53)).to_string();
         let generator = Generator::start(&["ask", &asked], &world.netns, &world.cgroup)?;
-        let mut side = Self { resolver, generator, server, _upstream: upstream, _world: world };
+        let mut side = Self { resolver, generator, server, upstream, world };
         side.answers()?;
+        if resolver == Resolver::DnsmasqNftset {
+            side.world.expect_in_set()?;
+        }
         Ok(side)
     }
 
@@ -192,8 +205,24 @@ impl Side {
     }
 
     pub(super) fn ask(&mut self, ask: Ask) -> Result<f64> {
+        let before = self.upstream.asked();
         let line = self.generator.ask(&ask)?;
-        line.parse().map_err(|_| anyhow!(line))
+        let measured = line.parse().map_err(|_| anyhow!(line))?;
+        if matches!(ask.kind, Kind::Miss | Kind::Many) {
+            let asked = self.upstream.asked() - before;
+            ensure!(asked >= ask.count.into(), "{asked} of {} questions went upstream: some were no misses", ask.count);
+        }
+        Ok(measured)
+    }
+
+    /// CPU time of all its threads so far, in microseconds (`schedstat` of proc(5): nanoseconds come first).
+    pub(super) fn cpu_us(&self) -> Result<f64> {
+        let mut sum_ns = 0.0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.server.pid()))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            sum_ns += text.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
+        }
+        Ok(sum_ns / 1e3)
     }
 
     /// `VmRSS` of proc(5), whose unit is KiB.

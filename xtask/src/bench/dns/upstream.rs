@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -19,6 +19,7 @@ pub(super) const ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0,
 /// Serves until it is dropped.
 pub(super) struct Upstream {
     ends: Arc<AtomicBool>,
+    asked: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,17 +29,25 @@ impl Upstream {
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
         let thread = std::thread::spawn(move || {
             let (mut query, mut answer) = ([0; 1500], Vec::with_capacity(1500));
             while !told.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut query) else { continue };
                 if messages::answer(query.get(..length).unwrap_or_default(), &mut answer).is_some() {
+                    count.fetch_add(1, Ordering::Relaxed);
                     // Whoever asked may be gone.
                     let _gone = socket.send_to(&answer, from);
                 }
             }
         });
-        Ok(Self { ends, thread: Some(thread) })
+        Ok(Self { ends, asked, thread: Some(thread) })
+    }
+
+    /// Questions so far.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 }
 

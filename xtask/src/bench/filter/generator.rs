@@ -26,6 +26,8 @@ pub(super) const UDP_PORT: u16 = 9;
 pub(super) const CONNECT_PORT: u16 = 5200;
 /// Reads to the end, then tells its CPU time.
 pub(super) const BULK_PORT: u16 = 5201;
+/// Sends back what comes.
+pub(super) const ECHO_PORT: u16 = 5202;
 const PAYLOAD: [u8; 36] = [0; 36];
 const NOBODY: u32 = 65534;
 
@@ -59,6 +61,8 @@ pub(super) enum Ask {
     Connect { count: u32, to: Destinations },
     /// One TCP stream.
     Bulk { bytes: u64 },
+    /// Small requests and their answers on one TCP connection: what each answer costs its socket.
+    Exchange { count: u32 },
     /// A datagram to a permitted and one to a forbidden address: does the filter filter?
     Probe,
 }
@@ -97,6 +101,7 @@ fn measure(ask: Ask) -> Result<Measured> {
         Ask::SendTo { count, to } => send_to(count, to),
         Ask::Connect { count, to } => connect(count, to),
         Ask::Bulk { bytes } => bulk(bytes),
+        Ask::Exchange { count } => exchange(count),
         Ask::Probe => probe(),
     }
 }
@@ -166,6 +171,18 @@ fn bulk(bytes: u64) -> Result<Measured> {
     Ok(Measured { cpu: spent.as_secs_f64() / (bytes as f64 / 1e9), ..Measured::default() })
 }
 
+fn exchange(count: u32) -> Result<Measured> {
+    let mut stream = TcpStream::connect((address(0), ECHO_PORT))?;
+    stream.set_nodelay(true)?;
+    let mut answer = PAYLOAD;
+    let before = cpu_time()?;
+    for _ in 0..count {
+        stream.write_all(&PAYLOAD)?;
+        stream.read_exact(&mut answer)?;
+    }
+    Ok(per_packet(cpu_since(before)?, count))
+}
+
 fn probe() -> Result<Measured> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let passes = |to: Ipv4Addr| match socket.send_to(&PAYLOAD, (to, UDP_PORT)) {
@@ -187,6 +204,16 @@ pub(super) fn swallow(mut stream: TcpStream) -> Result<()> {
     while stream.read(&mut chunk)? > 0 {}
     let spent = u64::try_from(cpu_since(before)?.as_nanos())?;
     stream.write_all(&spent.to_be_bytes())?;
+    Ok(())
+}
+
+/// What the sink's thread runs for one connection of exchanges.
+pub(super) fn echo(mut stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut chunk = PAYLOAD;
+    while let Ok(()) = stream.read_exact(&mut chunk) {
+        stream.write_all(&chunk)?;
+    }
     Ok(())
 }
 

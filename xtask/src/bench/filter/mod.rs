@@ -81,7 +81,7 @@ pub(super) fn run(options: &Options) -> Result<bool> {
 }
 
 /// What is measured, under the names of the table.
-fn asks(permitted: u32, options: &Options) -> [(&'static str, Ask); 6] {
+fn asks(permitted: u32, options: &Options) -> [(&'static str, Ask); 7] {
     let (packets, connects) = (options.count(20_000), options.count(300));
     let bytes = u64::from(options.count(100_000_000));
     let random = Destinations::Random(permitted);
@@ -92,6 +92,7 @@ fn asks(permitted: u32, options: &Options) -> [(&'static str, Ask); 6] {
         (table::CONNECT, Ask::Connect { count: connects, to: Destinations::Fixed }),
         (table::CONNECT_RANDOM, Ask::Connect { count: connects, to: random }),
         (table::BULK, Ask::Bulk { bytes }),
+        (table::EXCHANGE, Ask::Exchange { count: options.count(5000) }),
     ]
 }
 

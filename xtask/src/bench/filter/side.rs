@@ -10,7 +10,7 @@ use lab::{Cgroup, Lab, Launch, Netns, Running};
 use nix::sys::signal::Signal;
 use std::{
     fmt::Write as _,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     process::Command,
     time::{Duration, Instant},
 };
@@ -120,12 +120,13 @@ impl World {
 
     fn listen(&self) -> Result<()> {
         let any = std::net::Ipv4Addr::UNSPECIFIED;
-        let (discard, connects, bulk) = self.outer.enter(|| {
+        let (discard, connects, bulk, echo) = self.outer.enter(|| {
             let discard = std::net::UdpSocket::bind((any, generator::UDP_PORT))?;
             // Nobody reads it: a full buffer drops at the same cost for all.
             nix::sys::socket::setsockopt(&discard, nix::sys::socket::sockopt::RcvBuf, &4096)?;
             let connects = TcpListener::bind((any, generator::CONNECT_PORT))?;
-            Ok::<_, std::io::Error>((discard, connects, TcpListener::bind((any, generator::BULK_PORT))?))
+            let bulk = TcpListener::bind((any, generator::BULK_PORT))?;
+            Ok::<_, std::io::Error>((discard, connects, bulk, TcpListener::bind((any, generator::ECHO_PORT))?))
         })?;
         // The threads end with the process; a side's sockets are few.
         std::thread::spawn(move || {
@@ -134,13 +135,15 @@ impl World {
                 drop(stream);
             }
         });
-        std::thread::spawn(move || {
-            for stream in bulk.incoming().map_while(std::result::Result::ok) {
-                if let Err(error) = generator::swallow(stream) {
-                    eprintln!("bench: sink: {error:#}");
+        for (listener, work) in [(bulk, generator::swallow as fn(TcpStream) -> Result<()>), (echo, generator::echo)] {
+            std::thread::spawn(move || {
+                for stream in listener.incoming().map_while(std::result::Result::ok) {
+                    if let Err(error) = work(stream) {
+                        eprintln!("bench: sink: {error:#}");
+                    }
                 }
-            }
-        });
+            });
+        }
         Ok(())
     }
 

