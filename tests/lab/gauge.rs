@@ -80,7 +80,7 @@ impl Gauge {
         self.0.lock().expect("counts").iter().map(|(_, count)| count).sum()
     }
 
-    /// Bits per second from `from` after the first byte to the last one.
+    /// Bits per second from `from` after the first byte to the last one; 0 where that is one moment.
     pub fn rate(&self, from: Duration) -> f64 {
         let counts = self.0.lock().expect("counts");
         let Some((first, _)) = counts.first() else { return 0.0 };
@@ -88,7 +88,8 @@ impl Gauge {
         let (Some((began, _)), Some((ended, _))) = (after.first(), after.last()) else { return 0.0 };
         // What came with the first of them came before.
         let bytes: u64 = after.iter().skip(1).map(|(_, count)| count).sum();
-        bytes as f64 * 8.0 / ended.duration_since(*began).as_secs_f64()
+        let seconds = ended.duration_since(*began).as_secs_f64();
+        if seconds > 0.0 { bytes as f64 * 8.0 / seconds } else { 0.0 }
     }
 
     /// Bytes in the time from the first byte on.

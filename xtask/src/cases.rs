@@ -2,7 +2,7 @@
 
 use crate::cargo;
 use anyhow::{Context as _, Result};
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path};
 
 /// Letter and how many: a message's form, verdicts, clients, chains, lifecycle, trust; then the acceptance tests of names.
 const CASES: [(char, std::ops::RangeInclusive<u8>); 7] =
@@ -11,7 +11,7 @@ const CASES: [(char, std::ops::RangeInclusive<u8>); 7] =
 /// Cases that no test among these files has in its name.
 pub(crate) fn missing(files: &[String]) -> Result<Vec<String>> {
     let mut tested = BTreeSet::new();
-    for path in files.iter().filter(|path| path.ends_with(".rs")) {
+    for path in files.iter().filter(|path| Path::new(path).extension().is_some_and(|kind| kind == "rs")) {
         let text = fs::read_to_string(cargo::workspace().join(path)).with_context(|| format!("cannot read {path}"))?;
         tested.extend(tests(&text).flat_map(ids).map(str::to_owned));
     }
