@@ -45,7 +45,11 @@ pub(super) const ROWS: &[Row] = &[
     row("sockets from before", "attach::t17_sockets_from_before"),
     row("loopback and own addresses stay open", "own::t08_loopback_untouched"),
     row("devices that come, go and move", "device::a_device_that_comes_later_is_judged_and_one_that_goes_is_forgotten"),
-    since(TCX, "tcx: sandboxes share a device", "device::a_shared_device_passes_what_any_of_its_sandboxes_allows"),
+    since(
+        TCX,
+        "tcx: sandboxes share a device",
+        "device::shared::a_shared_device_passes_what_any_of_its_sandboxes_allows",
+    ),
     since(NETKIT, "netkit", "device::netkit::with_ethernet_it_is_judged_and_without_it_is_refused"),
     row("a killed owner: pins hold, the next one adopts", "adopt::after_kill_9_the_next_owner_finds_it_as_it_was"),
     row("the end leaves nothing", "ends::t22_clean_exit"),
