@@ -287,7 +287,7 @@ fn doctor_and_version_tell_of_the_host_and_the_build() {
     // Every program is in the table, and the kernel says what it took to verify it.
     let programs = report["programs"].as_array().unwrap();
     assert!(
-        programs.len() == 16 && programs.iter().all(|program| program["verified_instructions"].as_u64() > Some(0)),
+        programs.len() == 19 && programs.iter().all(|program| program["verified_instructions"].as_u64() > Some(0)),
         "{report}"
     );
     let all = needs.iter().all(|need| need["present"] == "yes");
