@@ -282,8 +282,8 @@ fn doctor_and_version_tell_of_the_host_and_the_build() {
         hooks.clone().count() == 8 && hooks.clone().all(|need| need["present"] == "yes"),
         "they are here: {report}"
     );
-    assert_eq!(report["highest"], "L2", "{report}");
-    table.says("highest level possible L2");
+    assert_eq!(report["highest"], "L3", "{report}");
+    table.says("highest level possible L3");
     // Every program is in the table, and the kernel says what it took to verify it.
     let programs = report["programs"].as_array().unwrap();
     assert!(

@@ -126,6 +126,13 @@ fn connect(name: &str, netns: &Netns) -> Result<u32, NetlinkError> {
     put(&mut body, libc::IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
     put(&mut body, libc::IFLA_LINKINFO, &info);
     let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    // That of an owner who was killed goes with its namespace, which the kernel takes down some time after (`cleanup_net`).
+    if let Some(left) = link::by_name(&mut netlink, name)? {
+        match change(&mut netlink, libc::RTM_DELLINK, &ifinfomsg(left.ifindex, 0)) {
+            Err(error) if error.refusal() != Some(libc::ENODEV) => return Err(error),
+            _ => {}
+        }
+    }
     change(&mut netlink, libc::RTM_NEWLINK, &body)?;
     Ok(link::by_name(&mut netlink, name)?.map_or(0, |made| made.ifindex))
 }

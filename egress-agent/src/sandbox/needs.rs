@@ -97,10 +97,10 @@ pub fn probe() -> Survey {
     }
 }
 
-/// The level below the first that lacks something. In this build nothing reaches L3.
+/// The level below the first that lacks something.
 fn highest(needs: &[Need]) -> Option<Level> {
     let lacks = |level| needs.iter().any(|need| need.level == Some(level) && need.present != Present::Yes);
-    [Level::L1, Level::L2].into_iter().take_while(|level| !lacks(*level)).last()
+    [Level::L1, Level::L2, Level::L3].into_iter().take_while(|level| !lacks(*level)).last()
 }
 
 fn cgroup2() -> Need {
@@ -129,7 +129,7 @@ struct Hooks {
     programs: &'static [&'static str],
 }
 
-const HOOKS: [Hooks; 8] = [
+const HOOKS: [Hooks; 9] = [
     Hooks {
         hook: "cgroup connect4, connect6",
         kernel: "5.11",
@@ -185,6 +185,13 @@ const HOOKS: [Hooks; 8] = [
         contains: "every frame of a sandbox with its own network namespace, whoever made it",
         level: Level::L2,
         programs: &["device_egress", "device_ingress"],
+    },
+    Hooks {
+        hook: "programs of a guest's device",
+        kernel: "5.12",
+        contains: "every frame of a guest kernel or a user-space network stack; hands its DNS to egressd",
+        level: Level::L3,
+        programs: &["guest_egress", "guest_ingress", "guest_answers"],
     },
 ];
 
@@ -273,7 +280,7 @@ mod tests {
         let need = |level, present| Need { hook: "x", kernel: "-", contains: "-", level, present, fix: String::new() };
         let unknown = || Present::Unknown("not root".to_owned());
         for (needs, expected) in [
-            (vec![need(Some(Level::L1), Present::Yes), need(None, Present::No)], Some(Level::L2)),
+            (vec![need(Some(Level::L1), Present::Yes), need(None, Present::No)], Some(Level::L3)),
             (vec![need(Some(Level::L1), Present::Yes), need(Some(Level::L2), unknown())], Some(Level::L1)),
             (vec![need(Some(Level::L1), Present::No), need(Some(Level::L2), Present::Yes)], None),
         ] {
