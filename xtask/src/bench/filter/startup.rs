@@ -63,8 +63,9 @@ fn attach(lab: &Lab, rounds: usize) -> Result<f64> {
     let policy = lab.file("attach.toml", "version = 1\n[allow]\naddresses = [\"198.51.100.10\"]\n");
     let program = crate::bench::example("names")?;
     let mut attach_ms = Vec::new();
-    for _ in 0..rounds.div_ceil(5) {
-        let cgroups: Vec<_> = (0..SANDBOXES).map(|number| lab.cgroup().child(&format!("attach-{number}"))).collect();
+    for round in 0..rounds.div_ceil(5) {
+        let child = |number| lab.cgroup().child(&format!("attach-{round}-{number}"));
+        let cgroups: Vec<_> = (0..SANDBOXES).map(child).collect();
         let mut command = lab.box_ns().command(&program);
         command.args([&policy, &lab.state_dir(), &lab.pin_dir()]).args(cgroups.iter().map(lab::Cgroup::path));
         let output = command.stdin(Stdio::null()).output()?;
