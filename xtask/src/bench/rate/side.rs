@@ -130,9 +130,9 @@ impl Side {
         let flow = self.blast(Kind::Tcp, 1, time);
         let flow = self.inside.begin(&flow);
         // A copy has no capabilities, which a sandbox may not gain.
-        let said = self
-            .inside
-            .ask(&format!("sleep 0.5; cp \"$(command -v ping)\" . && ./ping -c {count} -i 0.01 -W 1 {SINK}"));
+        let said = self.inside.ask(&format!(
+            "sleep 0.5; cp \"$(command -v ping)\" . && ./ping -c {count} -i 0.01 -W 1 {SINK}; rm -f ping"
+        ));
         self.inside.answer(flow).exits(0);
         ensure!(said.stdout.contains("time="), "{}: no probe came back: {said}", self.limiter.name());
         let times = said.stdout.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
