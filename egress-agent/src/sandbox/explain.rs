@@ -2,7 +2,7 @@
 
 use super::{Directories, error::Error, looked::judge, permits::now_ns, record::Record, target::Which};
 use crate::{
-    datapath::{bpffs::PinRoot, state_dir::StateDir, tables::Tables},
+    datapath::tables::Tables,
     observe::{
         event::Verdict,
         names::{Named as _, protocol_name},
@@ -61,12 +61,7 @@ pub fn explain(
     dest: &Destination,
 ) -> Result<Vec<Explanation>, Error> {
     let record = Record::of(directories, which)?;
-    let state = StateDir::open(&directories.state)?;
-    let turn = state.lock()?;
-    let root = PinRoot::open(&directories.pin, &turn)?;
-    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { which: record.target.which() })?;
-    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-    drop(turn);
+    let (_, tables) = record.open_maps(directories)?;
     let policy = Policy::from_toml(&record.policy)?;
     let directory = Record::directory(directories, &record.name);
     let names = permits_file::read(&directory).map_err(Error::file(&directory, "read"))?;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     compile::RuleText,
-    datapath::{device, netns::Netns, tc::Held},
+    datapath::{bpffs::PinRoot, device, netns::Netns, state_dir::StateDir, tables::Tables, tc::Held},
     level::{Level, Reached},
 };
 use egress_common::permit::RuleRef;
@@ -175,6 +175,16 @@ impl Record {
         };
         let at = all.iter().position(now).unwrap_or(0);
         all.into_iter().nth(at).ok_or_else(|| Error::NotAttached { which: asked.clone() })
+    }
+
+    /// Its maps as they are pinned, and the directory of its pins.
+    pub(super) fn open_maps(&self, directories: &Directories) -> Result<(PathBuf, Tables), Error> {
+        let state = StateDir::open(&directories.state)?;
+        let turn = state.lock()?;
+        let root = PinRoot::open(&directories.pin, &turn)?;
+        let pins = root.owner_dir(&self.name)?.ok_or_else(|| Error::NotAttached { which: self.target.which() })?;
+        let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
+        Ok((pins, tables))
     }
 
     /// True where nobody serves the sandbox and nobody was to leave it so.

@@ -13,10 +13,8 @@ use super::{
 use crate::{
     cgroup::Cgroup,
     datapath::{
-        bpffs::PinRoot,
         detach::target,
         netns::Netns,
-        state_dir::StateDir,
         tables::Tables,
         tc::{self, Held},
     },
@@ -75,12 +73,7 @@ pub(crate) fn view(directories: &Directories, cgroup: Option<&Path>) -> Result<V
     let record = Record::of(directories, cgroup.map(Which::from).as_ref())?;
     let status = status::list(directories)?.into_iter().find(|status| status.sandbox == record.name);
     let status = status.ok_or_else(|| Error::NotAttached { which: record.target.which() })?;
-    let state = StateDir::open(&directories.state)?;
-    let turn = state.lock()?;
-    let root = PinRoot::open(&directories.pin, &turn)?;
-    let pins = root.owner_dir(&record.name)?.ok_or_else(|| Error::NotAttached { which: record.target.which() })?;
-    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
-    drop(turn);
+    let (pins, tables) = record.open_maps(directories)?;
     let Some(Opened::Cgroup(cgroup)) = Opened::again(&record.target)? else {
         return Err(Error::VerifyGuest { name: record.name });
     };
