@@ -129,6 +129,18 @@ impl Cgroup {
         self.id
     }
 
+    /// How many cgroups lie above it. None where the root of the tree is not to be seen, as within a cgroup namespace.
+    pub fn depth(&self) -> Option<u32> {
+        /// Of the root of any tree (`kernfs_create_root` in fs/kernfs/dir.c).
+        const ROOT_ID: u64 = 1;
+        let device = fstat(&self.dir).ok()?.st_dev;
+        let ids = self.path.ancestors().map_while(|above| {
+            let found = fs::metadata(above).ok()?;
+            (found.dev() == device).then(|| found.ino())
+        });
+        (0..).zip(ids).find_map(|(depth, id)| (id == ROOT_ID).then_some(depth))
+    }
+
     /// The open directory.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

@@ -29,6 +29,18 @@ pub enum Hook {
     Device = 9,
     /// The same, packets to a guest
     DeviceIngress = 10,
+    /// lsm_cgroup/socket_create
+    SocketCreate = 11,
+    /// lsm_cgroup/socket_connect
+    SocketConnect = 12,
+    /// lsm_cgroup/socket_sendmsg
+    SocketSendmsg = 13,
+    /// lsm_cgroup/socket_recvmsg
+    SocketRecvmsg = 14,
+    /// lsm_cgroup/file_receive
+    FileReceive = 15,
+    /// lsm_cgroup/file_permission
+    FilePermission = 16,
 }
 
 /// One event in the ring buffer.

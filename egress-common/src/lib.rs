@@ -12,6 +12,7 @@ pub mod addr;
 pub mod bucket;
 pub mod destination;
 pub mod event;
+pub mod kernel;
 pub mod names;
 pub mod neighbour;
 pub mod packet;

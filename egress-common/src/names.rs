@@ -48,4 +48,6 @@ pub mod map {
 pub mod global {
     /// Stands in for cgroup storage under BPF_PROG_TEST_RUN, where it is zero; all zero in production.
     pub const TEST_IDENTITY: &str = "TEST_IDENTITY";
+    /// [`crate::kernel::Offsets`].
+    pub const OFFSETS: &str = "OFFSETS";
 }

@@ -67,6 +67,8 @@ pub enum Reason {
     ListenerPort = 36,
     /// The budget of bytes is used up.
     Budget = 38,
+    /// A socket that was not made in the sandbox.
+    ForeignSocket = 39,
 }
 
 /// How many reason numbers the counters keep room for; a power of two, so that a mask bounds any number.

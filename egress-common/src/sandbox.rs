@@ -12,8 +12,8 @@ use bytemuck::{Pod, Zeroable};
 pub struct Identity {
     /// Index into the sandbox table; 0 is nobody.
     pub slot: u32,
-    /// Keeps the next field aligned; zero.
-    pub reserved: u32,
+    /// How far its cgroup lies below the root of the tree, for the hooks that follow the calling task; 0 for all others.
+    pub depth: u32,
     /// Random, never reused.
     pub nonce: u64,
 }

@@ -7,6 +7,7 @@
 //! | `packet` | cgroup_skb egress and ingress |
 //! | `rate` | sock_ops |
 //! | `device` | tc on the host side of a sandbox's device |
+//! | `foreign` | lsm_cgroup: sockets that were made elsewhere, and address families that no rule is about |
 //! | `guest` | tc on the host side of a guest's device, and of the one that leads to its resolver |
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
@@ -28,6 +29,8 @@ mod context;
 mod device;
 #[cfg(target_arch = "bpf")]
 mod flows;
+#[cfg(target_arch = "bpf")]
+mod foreign;
 #[cfg(target_arch = "bpf")]
 mod guest;
 #[cfg(target_arch = "bpf")]

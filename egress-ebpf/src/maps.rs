@@ -73,7 +73,7 @@ pub(crate) static PACED: SkStorage<u64> = SkStorage::new();
 /// verifier sees a frozen constant and drops the branch.
 // SAFETY: the name is the loader's handle on this global, and no other item has it.
 #[unsafe(no_mangle)]
-static TEST_IDENTITY: Identity = Identity { slot: 0, reserved: 0, nonce: 0 };
+static TEST_IDENTITY: Identity = Identity { slot: 0, depth: 0, nonce: 0 };
 
 /// The sandbox that a hook runs for, with the slot at which it was found.
 #[derive(Clone, Copy)]
@@ -82,16 +82,22 @@ pub(crate) struct Tenant {
     pub(crate) sandbox: &'static Sandbox,
 }
 
-/// The sandbox of the cgroup to which the running program is attached; `None` = nobody, denied.
+/// The identity of the cgroup to which the running program is attached.
 #[inline(always)]
-pub(crate) fn tenant() -> Option<Tenant> {
+pub(crate) fn identity() -> Identity {
     // SAFETY: the kernel gives the storage of the attached cgroup, or of nobody, but always memory of this size.
     let mut identity = unsafe { IDENTITY.get_ptr_mut().read() };
     if identity.slot == 0 {
         // SAFETY: a valid static; volatile, because the loader may have given it another value than the source shows.
         identity = unsafe { core::ptr::read_volatile(&raw const TEST_IDENTITY) };
     }
-    tenant_of(&identity)
+    identity
+}
+
+/// The sandbox of the cgroup to which the running program is attached; `None` = nobody, denied.
+#[inline(always)]
+pub(crate) fn tenant() -> Option<Tenant> {
+    tenant_of(&identity())
 }
 
 /// The sandbox that an identity names, if its slot still belongs to it.

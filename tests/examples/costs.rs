@@ -57,7 +57,7 @@ fn main() {
 
 /// Every program of a sandbox without a device, verified and in the kernel.
 fn load(object: &[u8]) -> Ebpf {
-    let identity = Identity { slot: SLOT, reserved: 0, nonce: NONCE };
+    let identity = Identity { slot: SLOT, depth: 0, nonce: NONCE };
     let mut ebpf = EbpfLoader::new()
         .map_max_entries(names::map::PERMITS, PERMITS)
         .override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true)

@@ -74,7 +74,7 @@ fn compare(seed: u8, hook: Hook, judge: impl Fn(&Host<'_>, &[u8], bool) -> Reaso
             if hook == Hook::DeviceEgress {
                 // Flows of an earlier world are of another nonce.
                 world.sandbox.nonce = NONCE + number as u64;
-                let identity = Identity { slot: SLOT, reserved: 0, nonce: world.sandbox.nonce };
+                let identity = Identity { slot: SLOT, depth: 0, nonce: world.sandbox.nonce };
                 probe.set_device(ifindex, identity).expect("a device");
             }
             install(&mut probe, &world).expect("a world in the maps");
@@ -160,7 +160,7 @@ fn a_flow_at_a_device_ends_by_itself() {
         let (mut probe, mut world) = (probe(), policies::one_permit());
         world.sources.insert(policies::source("192.0.2.1"));
         let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
-        probe.set_device(ifindex, Identity { slot: SLOT, reserved: 0, nonce: NONCE }).expect("a device");
+        probe.set_device(ifindex, Identity { slot: SLOT, depth: 0, nonce: NONCE }).expect("a device");
         install(&mut probe, &world).expect("a world in the maps");
         let run = |probe: &mut Probe| probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run");
         let key = policies::flow("192.0.2.1:40000", "198.51.100.7:443");
@@ -188,7 +188,7 @@ fn an_identity_that_is_not_of_its_slot_is_nobody() {
         let mut passes = |slot, nonce, found| {
             let sandbox = Sandbox { nonce: found, flags: flags::OBSERVE, ..Sandbox::default() };
             probe.set_sandbox(slot, sandbox).expect("a sandbox");
-            probe.set_device(ifindex, Identity { slot, reserved: 0, nonce }).expect("a device");
+            probe.set_device(ifindex, Identity { slot, depth: 0, nonce }).expect("a device");
             probe.run(Hook::DeviceEgress, &frame, ifindex, 1).expect("a run").passed
         };
         assert!(passes(SLOT, NONCE, NONCE));

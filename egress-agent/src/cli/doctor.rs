@@ -50,9 +50,10 @@ fn verdict(survey: &Survey) -> String {
     format!("kernel {}: highest level possible {highest}", survey.kernel)
 }
 
-/// What could not be looked at counts as missing.
+/// What could not be looked at counts as missing; what no level needs does not.
 fn exit(needs: &[Need]) -> Exit {
-    if needs.iter().all(|need| need.present == Present::Yes) { Exit::Done } else { Exit::Needs }
+    let fine = |need: &Need| matches!(need.present, Present::Yes | Present::Absent(_));
+    if needs.iter().all(fine) { Exit::Done } else { Exit::Needs }
 }
 
 fn table(needs: &[Need]) -> term::Table {
@@ -61,6 +62,7 @@ fn table(needs: &[Need]) -> term::Table {
         let (present, fix) = match &need.present {
             Present::Yes => ("yes".to_owned(), ""),
             Present::No => ("NO".to_owned(), need.fix.as_str()),
+            Present::Absent(why) => (format!("not here: {}", escape::text(why)), need.fix.as_str()),
             Present::Unknown(why) => (format!("UNKNOWN: {}", escape::text(why)), need.fix.as_str()),
         };
         let level = need.level.map_or_else(|| "-".to_owned(), |level| level.to_string());
@@ -84,6 +86,7 @@ mod tests {
     fn only_what_was_seen_counts() {
         assert_eq!(exit(&[need(Present::Yes)]), Exit::Done);
         assert_eq!(exit(&[need(Present::Yes), need(Present::No)]), Exit::Needs);
+        assert_eq!(exit(&[need(Present::Yes), need(Present::Absent("an old kernel".into()))]), Exit::Done);
         assert_eq!(exit(&[need(Present::Unknown("not root".into()))]), Exit::Needs);
     }
 

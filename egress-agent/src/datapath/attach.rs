@@ -1,7 +1,7 @@
 //! Hooks onto cgroups and devices, always as links: a link is pinned, so it outlives us, and nobody with a mere descriptor
 //! of the cgroup can take it off (attached the old way, an unprivileged process can: `kernel/bpf/cgroup.c`).
 
-use super::{load::Programs, tables::Tables};
+use super::{foreign, load::Programs, tables::Tables};
 use aya::{
     maps::MapError,
     pin::PinError as PinLinkError,
@@ -156,7 +156,9 @@ pub(crate) fn cgroup(
 
 /// Makes the cgroup nobody's: before its links go, and whenever it is to be closed at once.
 pub(crate) fn disown(tables: &Tables, cgroup_id: u64) -> Result<(), AttachError> {
-    CGROUP_HOOKS.iter().try_for_each(|hook| set_identity(tables, hook, cgroup_id, Identity::default()))
+    CGROUP_HOOKS.iter().try_for_each(|hook| set_identity(tables, hook, cgroup_id, Identity::default()))?;
+    foreign::disown(tables, cgroup_id)
+        .map_err(|source| AttachError::Identity { hook: foreign::HOOKS[0], source: Box::new(source) })
 }
 
 fn set_identity(tables: &Tables, hook: &CgroupHook, cgroup_id: u64, identity: Identity) -> Result<(), AttachError> {
@@ -165,7 +167,7 @@ fn set_identity(tables: &Tables, hook: &CgroupHook, cgroup_id: u64, identity: Id
         .map_err(|source| AttachError::Identity { hook: hook.name, source: Box::new(source) })
 }
 
-fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
+pub(super) fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
     // Flags of bpf_link_create; a link is always one of several.
     let mode = CgroupAttachMode::Single;
     match programs.ebpf.program_mut(name) {
@@ -176,6 +178,10 @@ fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Re
         Some(Program::CgroupSock(program)) => {
             let id = program.attach(cgroup, mode)?;
             Ok(program.take_link(id)?.try_into()?)
+        }
+        Some(Program::LsmCgroup(program)) => {
+            let id = program.attach(cgroup)?;
+            Ok(program.take_link(id)?.into())
         }
         Some(Program::SockOps(program)) => {
             let id = program.attach(cgroup, mode)?;

@@ -1,6 +1,9 @@
 //! The kernel half, loaded once for several sandboxes of a process.
 
-use super::tc::Behind;
+use super::{
+    foreign::{self, Unavailable},
+    tc::Behind,
+};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, MapInfo},
@@ -116,6 +119,8 @@ pub(crate) type Tried = (String, Result<Option<u32>, LoadError>);
 /// The loaded programs and their maps.
 pub(crate) struct Programs {
     pub(crate) ebpf: Ebpf,
+    /// Whether those are among them that judge foreign sockets.
+    pub(super) foreign: Result<(), Unavailable>,
 }
 
 impl Programs {
@@ -148,7 +153,7 @@ impl Programs {
                 loader.map_max_entries(map, made.max_entries()).map_pin_path(map, path);
             }
             let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-            let mut programs = Self { ebpf };
+            let mut programs = Self { ebpf, foreign: Ok(()) };
             programs.load_device_programs(behind)?;
             Ok(programs)
         })
@@ -185,9 +190,13 @@ impl Programs {
             identity = test;
             loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
         }
+        if let Ok(kernel) = foreign::kernel() {
+            loader.override_global(names::global::OFFSETS, bytemuck::bytes_of(&kernel.offsets), true);
+        }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-        load_programs(&mut ebpf, |_, program| !is_of_devices(program))?;
-        Ok(Self { ebpf })
+        load_programs(&mut ebpf, |_, program| !is_of_devices(program) && !is_of_tasks(program))?;
+        let foreign = load_foreign(&mut ebpf);
+        Ok(Self { ebpf, foreign })
     }
 
     /// Loads the programs of devices, which a sandbox without one does not need. Done as well when they are loaded already.
@@ -215,13 +224,21 @@ impl Programs {
         for map in [names::map::RULES, names::map::PERMITS, names::map::NETWORKS] {
             loader.map_max_entries(map, 16);
         }
+        let kernel = foreign::kernel().ok();
+        if let Some(kernel) = kernel {
+            loader.override_global(names::global::OFFSETS, bytemuck::bytes_of(&kernel.offsets), true);
+        }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
         let load = |(name, program): (&str, &mut Program)| {
-            let loaded = load_program(program).and_then(|()| program.info());
+            let loaded = load_program(name, program).and_then(|()| program.info());
             let failed = |source| LoadError::Program { program: name.to_owned(), source: Box::new(source) };
             (name.to_owned(), loaded.map(|info| info.verified_instruction_count()).map_err(failed))
         };
-        Ok(ebpf.programs_mut().map(load).collect())
+        // Those that this kernel has not, or has no need of, say nothing about it.
+        let wanted = |(name, program): &(&str, &mut Program)| {
+            !is_of_tasks(program) || kernel.is_some_and(|kernel| kernel.needs(name))
+        };
+        Ok(ebpf.programs_mut().filter(wanted).map(load).collect())
     }
 
     /// Pins a map under its own name.
@@ -255,6 +272,15 @@ fn is_of_devices(program: &Program) -> bool {
     matches!(program, Program::SchedClassifier(_))
 }
 
+fn is_of_tasks(program: &Program) -> bool {
+    matches!(program, Program::LsmCgroup(_))
+}
+
+fn load_foreign(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
+    let kernel = foreign::kernel()?;
+    Ok(load_programs(ebpf, |name, program| is_of_tasks(program) && kernel.needs(name))?)
+}
+
 /// The verifier writes its log only when asked, and asking costs more than verifying.
 fn quietly(load: impl Fn(VerifierLogLevel) -> Result<Programs, LoadError>) -> Result<Programs, LoadError> {
     match load(VerifierLogLevel::DISABLE) {
@@ -277,7 +303,7 @@ fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&str, &Program) -> bool) -> Res
         loop {
             let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some((name, program)) = next else { return Ok(()) };
-            load_program(program)
+            load_program(name, program)
                 .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
         }
     };
@@ -291,8 +317,13 @@ fn load_programs(ebpf: &mut Ebpf, which: impl Fn(&str, &Program) -> bool) -> Res
     })
 }
 
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
     match program {
+        Program::LsmCgroup(program) => {
+            // Nobody asks for one where the kernel was not found fit.
+            let kernel = foreign::kernel().map_err(|_| ProgramError::UnexpectedProgramType)?;
+            program.load(name, &kernel.btf)
+        }
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),

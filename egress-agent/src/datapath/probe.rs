@@ -80,7 +80,7 @@ pub struct Probe {
 impl Probe {
     /// Loads every program.
     pub fn load(capacity: Capacity) -> Result<Self, ProbeError> {
-        let identity = Identity { slot: SLOT, reserved: 0, nonce: NONCE };
+        let identity = Identity { slot: SLOT, depth: 0, nonce: NONCE };
         let mut programs = Programs::load(1, capacity, None, Some(identity))?;
         programs.load_device_programs(super::tc::Behind::Sandbox)?;
         Ok(Self {

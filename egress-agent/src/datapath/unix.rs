@@ -62,14 +62,26 @@ pub(crate) fn attach(cgroup: BorrowedFd<'_>, names: &[String], pins: &Path) -> R
     let map = map_of(names).map_err(UnixError::step("make the map of names"))?;
     let program = program(cast, map.as_raw_fd());
     for (name, attach_type) in HOOKS {
-        let program = load(&program, attach_type).map_err(|source| match source.raw_os_error() {
-            Some(libc::EINVAL) => UnixError::Unsupported(source),
-            _ => UnixError::Step { action: "load a program", source },
-        })?;
+        let program = checked(&program, attach_type)?;
         let link = link(&program, cgroup, attach_type).map_err(UnixError::step("attach a program"))?;
         pin(&link, &pins.join(name)).map_err(UnixError::step("pin a link"))?;
     }
     Ok(held(pins, HOOKS.iter().map(|(name, _)| *name))?)
+}
+
+/// Whether this kernel has the hooks: loads the programs, for no name.
+pub(crate) fn availability() -> Result<(), UnixError> {
+    let cast = kernel_function("bpf_cast_to_kern_ctx").map_err(UnixError::Unsupported)?;
+    let map = map_of(&[]).map_err(UnixError::step("make the map of names"))?;
+    let program = program(cast, map.as_raw_fd());
+    HOOKS.iter().try_for_each(|(_, attach_type)| checked(&program, *attach_type).map(drop))
+}
+
+fn checked(program: &[Instruction], attach_type: u32) -> Result<OwnedFd, UnixError> {
+    load(program, attach_type).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) => UnixError::Unsupported(source),
+        _ => UnixError::Step { action: "load a program", source },
+    })
 }
 
 /// The number of a function that programs may call, in the kernel's own BTF.

@@ -123,6 +123,7 @@ pub(super) fn advise(question: &Question<'_>) -> Advice {
         Reason::EtherType => Advice::Never("only IPv4, IPv6 and ARP frames can be judged"),
         Reason::Source => Advice::Never("its source address is not the sandbox's"),
         Reason::NeighbourForm => Advice::Never("ARP and neighbour discovery pass in their plain forms only"),
+        Reason::ForeignSocket => Advice::Never("the socket was made outside the sandbox; make it inside"),
         Reason::NoSandbox => Advice::Never("the cgroup has no policy in force; see egressd status"),
         Reason::Permitted
         | Reason::Loopback
@@ -187,6 +188,7 @@ fn what_of(reason: &str) -> &'static str {
         Some(Reason::Protocol) => "a raw or packet socket",
         Some(Reason::ListenerPort) => "a bind",
         Some(Reason::EtherType) => "a frame that is not IP",
+        Some(Reason::ForeignSocket) => "a socket from outside",
         Some(Reason::Icmp) => "a ping socket",
         None if reason == word::QUERY_BUDGET => "DNS questions",
         _ => "a packet",

@@ -283,10 +283,10 @@ fn present<T: Default + PartialEq>(value: T) -> Option<T> {
 
 fn kind(hook: u8) -> Kind {
     match Hook::from_number(hook) {
-        Some(Hook::Connect4 | Hook::Connect6) => Kind::Connect,
-        Some(Hook::Sendmsg4 | Hook::Sendmsg6) => Kind::Send,
+        Some(Hook::Connect4 | Hook::Connect6 | Hook::SocketConnect) => Kind::Connect,
+        Some(Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::SocketSendmsg | Hook::FilePermission) => Kind::Send,
         Some(Hook::Bind4 | Hook::Bind6) => Kind::Bind,
-        Some(Hook::SockCreate) => Kind::Socket,
+        Some(Hook::SockCreate | Hook::SocketCreate | Hook::SocketRecvmsg | Hook::FileReceive) => Kind::Socket,
         Some(Hook::Egress | Hook::Ingress | Hook::Device | Hook::DeviceIngress) | None => Kind::Packet,
     }
 }

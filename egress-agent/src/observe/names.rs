@@ -79,6 +79,7 @@ named!(Reason:
     NeighbourForm = "neighbour_form",
     ListenerPort = "listener_port",
     Budget = "budget",
+    ForeignSocket = "foreign_socket",
 );
 
 named!(Hook:
@@ -93,6 +94,12 @@ named!(Hook:
     Ingress = "ingress",
     Device = "device",
     DeviceIngress = "device_ingress",
+    SocketCreate = "socket_create",
+    SocketConnect = "socket_connect",
+    SocketSendmsg = "socket_sendmsg",
+    SocketRecvmsg = "socket_recvmsg",
+    FileReceive = "file_receive",
+    FilePermission = "file_permission",
 );
 
 /// The word for an IP protocol number (IANA): `tcp`, `udp`, `icmp`, `icmpv6`, else the number itself.
@@ -130,7 +137,7 @@ mod tests {
     fn every_number_has_one_word_and_back() {
         check::<Reason>();
         check::<Hook>();
-        assert_eq!(Hook::ALL.iter().map(|hook| hook.number()).collect::<Vec<_>>(), (0..11).collect::<Vec<_>>());
+        assert_eq!(Hook::ALL.iter().map(|hook| hook.number()).collect::<Vec<_>>(), (0..17).collect::<Vec<_>>());
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::{
         bpffs::PinRoot,
         detach::pinned_links,
         device::DeviceWatch,
+        foreign,
         netns::Netns,
         records::Records,
         state_dir::StateDir,
@@ -89,12 +90,14 @@ impl Sandbox {
         if sandbox.nonce != record.nonce {
             return Err(unknown());
         }
-        let identity = Identity { slot, reserved: 0, nonce: record.nonce };
+        let identity = Identity { slot, depth: 0, nonce: record.nonce };
         let hooks = whole(&record, &pins.join("links"))?;
         let devices = devices_of(&record, &seat.set, identity, pins, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
-        let plan = Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())?;
+        let judges_foreign = foreign::is_judged(&hooks);
+        let plan =
+            Plan { judges_foreign, ..Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())? };
         let (nonce, generation) = (record.nonce, record.generation);
         let opened = match u16::try_from(sandbox.listener_port) {
             _ if !plan.listens => None,
@@ -185,7 +188,8 @@ impl Builder {
         }
         let reached = match on {
             Opened::Cgroup(cgroup) => {
-                sandbox.level().with_processes(cgroup, sandbox.device().is_none(), self.strict)?
+                let (judged, no_device) = (sandbox.plan.judges_foreign, sandbox.device().is_none());
+                sandbox.level().with_processes(cgroup, judged, no_device, self.strict)?
             }
             Opened::Guest(_) => sandbox.level(),
         };
@@ -223,11 +227,12 @@ fn whole(record: &Record, links: &Path) -> Result<Vec<Hooked>, Error> {
     let pinned = pinned_links(links)?;
     let attached = |hook: &str| pinned.iter().any(|link| link.name == hook && link.target.is_some());
     let on_cgroup = CGROUP_HOOKS.iter().map(|hook| hook.name).filter(|_| !record.target.is_guest());
+    let on_tasks = foreign::HOOKS.into_iter().filter(|hook| attached(hook));
     let mut expected = on_cgroup.clone().chain(pinned.iter().map(|link| link.name.as_str()));
     if let Some(hook) = expected.find(|hook| !attached(hook)) {
         return Err(Error::HookGone { name: record.name.clone(), hook: hook.to_owned() });
     }
-    Ok(held(links, on_cgroup)?)
+    Ok(held(links, on_cgroup.chain(on_tasks))?)
 }
 
 /// The calling thread's network namespace, which has to be the one with the devices.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     cgroup::{Cgroup, CgroupMount},
     compile::{Facts, Image, RuleIds, compile, diff},
-    datapath::{attach, bpffs::PinRoot, state_dir::StateDir, unix},
+    datapath::{attach, bpffs::PinRoot, foreign, state_dir::StateDir, unix},
     level::{Level, Reached},
     observe::event::{Kind, Subject},
     policy::{Mode, Unix},
@@ -108,12 +108,12 @@ impl Builder {
             devices: &plan.found.devices.iter().map(|device| device.ifindex).collect::<Vec<_>>(),
         };
         let mut seat = Seat::take(&self.directories, &wanted, &pins.maps)?;
-        let plan = plan.in_room(seat.capacity());
+        let mut plan = plan.in_room(seat.capacity());
         tracing::debug!(took_us = started.elapsed().as_micros(), slot = seat.slot, "programs loaded");
         let started = Instant::now();
         let (tables, slot) = (Arc::clone(seat.tables()), seat.slot);
         let nonce = rand::random::<u64>().max(1);
-        let identity = Identity { slot, reserved: 0, nonce };
+        let identity = Identity { slot, depth: 0, nonce };
 
         let opened = plan.listens.then(|| Listening::open(&plan, &tables, nonce)).transpose()?;
         let facts = Facts { listener_port: opened.as_ref().map_or(0, Listening::port), ..plan.facts.clone() };
@@ -141,6 +141,17 @@ impl Builder {
                 let mut hooks = seat.set.on_cgroup(|programs| {
                     Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
                 })?;
+                let foreign = seat.set.on_cgroup(|programs| {
+                    Ok(foreign::attach(programs, &tables, cgroup, identity, links))
+                })?;
+                match foreign {
+                    Ok(attached) => {
+                        plan.judges_foreign = true;
+                        hooks.extend(attached);
+                    }
+                    // The level says so.
+                    Err(error) => tracing::info!(%error, "sockets from outside are not judged"),
+                }
                 if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
                     hooks.extend(unix::attach(cgroup.fd(), names, links)?);
                 }
@@ -159,7 +170,10 @@ impl Builder {
         record.devices = devices.lines();
         let level = plan.level(self.privileged, &plan.found);
         record.level = match on {
-            Opened::Cgroup(cgroup) => level.with_processes(cgroup, plan.found.devices.is_empty(), self.strict)?,
+            Opened::Cgroup(cgroup) => {
+                let no_device = plan.found.devices.is_empty();
+                level.with_processes(cgroup, plan.judges_foreign, no_device, self.strict)?
+            },
             Opened::Guest(_) => level,
         };
         self.refuse_below(&sharing::level(&self.directories, &record, record.promised())?)?;

@@ -93,7 +93,9 @@ impl Following {
         let level = self.plan.level(self.privileged, &found);
         let target = self.record().target.clone();
         match Opened::again(&target)? {
-            Some(Opened::Cgroup(cgroup)) => level.with_processes(&cgroup, found.devices.is_empty(), false),
+            Some(Opened::Cgroup(cgroup)) => {
+                level.with_processes(&cgroup, self.plan.judges_foreign, found.devices.is_empty(), false)
+            },
             _ => Ok(level),
         }
     }

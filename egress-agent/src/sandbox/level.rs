@@ -3,18 +3,27 @@
 use super::error::Error;
 use crate::{
     cgroup::Cgroup,
-    datapath::sockets::{ForeignSocket, foreign_sockets},
+    datapath::{
+        foreign::judges,
+        sockets::{ForeignSocket, foreign_sockets},
+    },
     level::Reached,
 };
 use nix::unistd::Pid;
 use std::fs;
 
 impl Reached {
-    /// What is left of it with the processes that are in the cgroup already.
+    /// What is left of it with the processes that are in the cgroup already. `judged` where foreign sockets are.
     ///
     /// # Errors
-    /// [`Error::ForeignSockets`] where `strict` is asked for and they hold sockets that no hook of this cgroup sees.
-    pub(super) fn with_processes(mut self, cgroup: &Cgroup, no_device: bool, strict: bool) -> Result<Self, Error> {
+    /// [`Error::ForeignSockets`] where `strict` is asked for and they hold sockets that no hook judges.
+    pub(super) fn with_processes(
+        mut self,
+        cgroup: &Cgroup,
+        judged: bool,
+        no_device: bool,
+        strict: bool,
+    ) -> Result<Self, Error> {
         let pids = cgroup.procs()?;
         if let Some(pid) = pids.iter().find(|pid| is_host_root(**pid)) {
             let why = format!(
@@ -22,7 +31,7 @@ impl Reached {
             );
             self = Self { missing: Vec::new(), ..self }.void(why);
         }
-        let found = foreign(cgroup)?;
+        let found = foreign(cgroup, judged)?;
         let Some(first) = found.first() else { return Ok(self) };
         let first = format!("{} of process {}", first.kind, first.pid);
         if strict {
@@ -41,10 +50,12 @@ impl Reached {
     }
 }
 
-/// Sockets that the processes of a cgroup hold and no hook of it sees.
-pub(super) fn foreign(cgroup: &Cgroup) -> Result<Vec<ForeignSocket>, Error> {
+/// Sockets that the processes of a cgroup hold and no hook sees. `judged` where foreign sockets are.
+pub(super) fn foreign(cgroup: &Cgroup, judged: bool) -> Result<Vec<ForeignSocket>, Error> {
     let pids = cgroup.procs()?.into_iter().filter_map(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
-    Ok(foreign_sockets(&pids.collect::<Vec<_>>(), &cgroup.ids()?)?)
+    let mut found = foreign_sockets(&pids.collect::<Vec<_>>(), &cgroup.ids()?)?;
+    found.retain(|socket| !(judged && judges(socket)));
+    Ok(found)
 }
 
 /// True where nothing keeps the process in its cgroup. One that is gone or cannot be looked at is no reason to doubt the others.

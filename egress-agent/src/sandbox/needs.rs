@@ -3,9 +3,9 @@
 use crate::{
     cgroup::CgroupMount,
     datapath::{
-        bpffs,
+        bpffs, foreign,
         load::{LoadError, Programs, Tried},
-        tc,
+        tc, unix,
     },
     level::Level,
 };
@@ -36,6 +36,8 @@ pub enum Present {
     Yes,
     /// No.
     No,
+    /// No, for this reason, and every level is to be had without it.
+    Absent(String),
     /// It could not be looked at, for this reason.
     Unknown(String),
 }
@@ -50,6 +52,7 @@ impl Serialize for Need {
         let (present, why) = match &self.present {
             Present::Yes => ("yes", None),
             Present::No => ("no", None),
+            Present::Absent(why) => ("absent", Some(why)),
             Present::Unknown(why) => ("unknown", Some(why)),
         };
         need.serialize_field("present", present)?;
@@ -86,7 +89,7 @@ pub fn probe() -> Survey {
     let loaded = Programs::try_each();
     let mut needs = vec![cgroup2()];
     needs.extend(HOOKS.iter().map(|hook| hook.need(&loaded)));
-    needs.extend([device(), mounts(), resolver_sockets()]);
+    needs.extend([device(), mounts(), tasks(&loaded), unix_sockets(), resolver_sockets()]);
     let programs = loaded.unwrap_or_default().into_iter();
     let verified = |(program, count): Tried| Verified { program, verified_instructions: count.ok().flatten() };
     Survey {
@@ -252,6 +255,35 @@ fn mounts() -> Need {
             Err(error) => Present::Unknown(error.to_string()),
         },
         fix: "start egressd in PID 1's mount namespace; enter a network namespace with --netns, not `ip netns exec`"
+            .to_owned(),
+    }
+}
+
+/// Hooks that follow the calling task.
+fn tasks(loaded: &Result<Vec<Tried>, LoadError>) -> Need {
+    let refused = foreign::availability().map_err(|error| error.to_string()).and_then(|()| {
+        let all = loaded.iter().flatten().filter(|(name, _)| foreign::HOOKS.contains(&name.as_str()));
+        all.filter_map(|(_, count)| count.as_ref().err()).next().map_or(Ok(()), |error| Err(error.to_string()))
+    });
+    Need {
+        hook: "lsm_cgroup socket_sendmsg, socket_connect, socket_recvmsg, socket_create, file_receive",
+        kernel: "6.1",
+        contains: "sockets made outside and used inside: inherited, passed, taken; AF_VSOCK and other families without a hook",
+        level: None,
+        present: refused.map_or_else(Present::Absent, |()| Present::Yes),
+        fix: "boot with bpf among the LSMs, or give the sandbox a device of its own (L2)".to_owned(),
+    }
+}
+
+/// `allow.unix` with names is refused without them.
+fn unix_sockets() -> Need {
+    Need {
+        hook: "cgroup connect_unix, sendmsg_unix",
+        kernel: "6.7",
+        contains: "unix sockets that `allow.unix` does not name: container engines, D-Bus, helpers outside",
+        level: None,
+        present: unix::availability().map_or_else(|error| Present::Absent(error.to_string()), |()| Present::Yes),
+        fix: "boot Linux 6.7 or newer with BTF; until then leave `allow.unix` out, and `run` covers the known sockets"
             .to_owned(),
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Plan {
     pub(super) found: Found,
     pub(super) servers: Vec<Server>,
     pub(super) listens: bool,
+    /// Sockets that were made elsewhere are judged, by hooks that the kernel need not have.
+    pub(super) judges_foreign: bool,
 }
 
 /// Whether the policy needs somebody who answers DNS, and whom that one asks.
@@ -108,6 +110,7 @@ impl Plan {
             found,
             servers,
             listens,
+            judges_foreign: false,
         })
     }
 
@@ -147,6 +150,7 @@ impl Plan {
             capacity,
             servers,
             listens,
+            judges_foreign: false,
         })
     }
 
@@ -236,6 +240,11 @@ impl Plan {
                 .push("for L2: a network namespace of its own with a veth whose host side is in egressd's".to_owned());
         }
         let level = if missing.is_empty() { Level::L2 } else { Level::L1 };
+        if level == Level::L1 && !self.judges_foreign {
+            missing.push(
+                "sockets passed in from outside are not judged: that takes lsm_cgroup, see egressd doctor".to_owned(),
+            );
+        }
         Reached { level: Some(level), text: level.to_string(), missing }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     cgroup::Cgroup,
     datapath::{
         detach::target,
+        foreign::HOOKS,
         netns::Netns,
         tables::Tables,
         tc::{self, Held},
@@ -41,7 +42,11 @@ pub(crate) struct View {
     pub(crate) level: Reached,
     /// Hooks that should be there and are not, and what else keeps the policy from being in force.
     pub(crate) lost: Vec<String>,
-    /// Sockets that its processes hold and no hook of the cgroup sees: how many, and one of them.
+    /// Sockets that were made elsewhere are judged by hooks of its own.
+    pub(crate) judges_foreign: bool,
+    /// And so is who makes a packet socket: in a network namespace of its own, a device judges frames.
+    pub(crate) judges_families: bool,
+    /// Sockets that its processes hold and no hook sees: how many, and one of them.
     pub(crate) foreign: Option<(usize, String)>,
     /// One of its processes that may make packet sockets where egressd is.
     pub(crate) packet_maker: Option<u32>,
@@ -102,13 +107,17 @@ pub(crate) fn view(directories: &Directories, cgroup: Option<&Path>) -> Result<V
     }
     let permits = tables.permits(record.slot)?.into_iter().map(|(key, _)| key.addr);
     let taken = permits.chain(tables.own(record.slot)?).map(Addr::to_ip).collect();
-    let found = foreign(&cgroup)?;
+    let judges_foreign = status.hooks.iter().any(|hook| hook.hook == HOOKS[0] && hook.attached);
+    let judges_families = judges_foreign && !record.own_netns;
+    let found = foreign(&cgroup, judges_foreign)?;
     Ok(View {
         foreign: found.first().map(|first| (found.len(), format!("{} of process {}", first.kind, first.pid))),
         policy: Policy::from_toml(&record.policy)?,
         level: status.level,
         lost,
-        packet_maker: packet_maker(&cgroup)?,
+        judges_foreign,
+        judges_families,
+        packet_maker: if judges_families { None } else { packet_maker(&cgroup)? },
         taken,
         sources: tables.sources(record.slot)?.into_iter().map(|key| key.addr.to_ip()).collect(),
         devices,

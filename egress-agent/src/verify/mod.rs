@@ -35,7 +35,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 use prober::Prober;
-use probes::{Aim, PROBES, Probe, Targets};
+use probes::{Aim, Beneath, PROBES, Probe, Targets};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -264,6 +264,16 @@ fn silent_control(probe: &Probe, said: Result<(), Errno>) -> Row {
     }
 }
 
+impl Beneath {
+    /// True where hooks of the calling task hold it.
+    const fn is_judged(self, view: &View) -> bool {
+        match self {
+            Self::Foreign => view.judges_foreign,
+            Self::Raw => view.judges_families,
+        }
+    }
+}
+
 /// The row of a probe whose twin arrived. None where a device has to stop it, and there is one.
 fn judge(view: &View, probe: &Probe, leaked: bool, said: Result<(), Errno>) -> Option<Row> {
     let shown = |outcome| Row::shown(probe.technique, "cgroup", outcome, Proof::Sink);
@@ -271,7 +281,9 @@ fn judge(view: &View, probe: &Probe, leaked: bool, said: Result<(), Errno>) -> O
         (Aim::Permitted, _, true) => shown(Outcome::Permitted),
         (Aim::Permitted, ..) => shown(Outcome::NotShown).because("nothing passes, so silence proves nothing"),
         (_, Some(_), true) if !view.devices.is_empty() => return None,
-        (_, Some(why), true) => Row::told(probe.technique, "cgroup", Outcome::NotApplicable, why),
+        (_, Some(beneath), true) if !beneath.is_judged(view) => {
+            Row::told(probe.technique, "cgroup", Outcome::NotApplicable, beneath.why())
+        }
         (_, _, true) if view.policy.mode == Mode::Observe => shown(Outcome::Leaked).because("the policy only observes"),
         (_, _, true) => shown(Outcome::Leaked),
         (_, _, false) => match said {

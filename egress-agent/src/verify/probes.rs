@@ -46,7 +46,7 @@ pub(super) struct Probe {
     pub(super) technique: &'static str,
     pub(super) aim: Aim,
     /// Why the cgroup's hooks need not see it; a device's must.
-    pub(super) beneath: Option<&'static str>,
+    pub(super) beneath: Option<Beneath>,
     pub(super) run: fn(&Targets, BorrowedFd<'_>) -> Result<(), Errno>,
 }
 
@@ -55,8 +55,28 @@ impl Probe {
         Self { technique, aim, beneath: None, run }
     }
 
-    const fn beneath(self, why: &'static str) -> Self {
+    const fn beneath(self, why: Beneath) -> Self {
         Self { beneath: Some(why), ..self }
+    }
+}
+
+/// What hooks of a cgroup do not see: those of the calling task do, where a kernel has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Beneath {
+    /// A socket from outside.
+    Foreign,
+    /// A packet socket.
+    Raw,
+}
+
+impl Beneath {
+    pub(super) const fn why(self) -> &'static str {
+        match self {
+            Self::Foreign => {
+                "L1 is for code without sockets from outside, which are listed below; a device of its own judges it (L2)"
+            }
+            Self::Raw => "L1 is for code without CAP_NET_RAW; a device of its own judges it (L2)",
+        }
     }
 }
 
@@ -74,9 +94,6 @@ const LARGE: [u8; 4000] = [0; 4000];
 const QUERY: &[u8] = b"\xe9\x53\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06verify\x04test\x00\x00\x01\x00\x01";
 const UDP: c_int = libc::IPPROTO_UDP;
 
-const NO_RAW: &str = "L1 is for code without CAP_NET_RAW; a device of its own judges it (L2)";
-const NO_FOREIGN: &str =
-    "L1 is for code without sockets from outside, which are listed below; a device of its own judges it (L2)";
 
 /// All of them. The order is that of the table.
 pub(super) const PROBES: &[Probe] = &[
@@ -108,9 +125,9 @@ pub(super) const PROBES: &[Probe] = &[
     Probe::new("fragments", Aim::V4, |to, _| udp(v4(to, WEB), &LARGE)),
     Probe::new("loopback_led_out", Aim::V4, |_, _| udp((crate::datapath::ground::LED_OUT, WEB).into(), WORD)),
     Probe::new("socket_from_outside", Aim::V4, |to, foreign| send(foreign.as_raw_fd(), WORD, v4(to, WEB), 0))
-        .beneath(NO_FOREIGN),
-    Probe::new("packet_socket", Aim::V4, |to, _| packet(&datagram(to), to.ifindex)).beneath(NO_RAW),
-    Probe::new("odd_ethertype", Aim::V4, |to, _| packet(&oddity(), to.ifindex)).beneath(NO_RAW),
+        .beneath(Beneath::Foreign),
+    Probe::new("packet_socket", Aim::V4, |to, _| packet(&datagram(to), to.ifindex)).beneath(Beneath::Raw),
+    Probe::new("odd_ethertype", Aim::V4, |to, _| packet(&oddity(), to.ifindex)).beneath(Beneath::Raw),
 ];
 
 fn v4(to: &Targets, port: u16) -> SocketAddr {

@@ -3,12 +3,14 @@
 mod call;
 mod conversation;
 mod headers;
+mod held;
 mod packet;
 mod socket;
 
 pub(crate) use call::{Call, Family, NewSocket};
 pub(crate) use conversation::Conversation;
 pub(crate) use headers::{Headers, Room};
+pub(crate) use held::Held;
 pub(crate) use packet::Packet;
 pub(crate) use socket::Socket;
 

@@ -74,7 +74,7 @@ fn a_device_meters_both_directions() {
         world.sources.insert(policies::source("192.0.2.1"));
         world.sandbox.flags |= flags::METERED_EGRESS | flags::METERED_INGRESS;
         install(&mut probe, &world).expect("a world in the maps");
-        probe.set_device(ifindex, Identity { slot: SLOT, reserved: 0, nonce: NONCE }).expect("a device");
+        probe.set_device(ifindex, Identity { slot: SLOT, depth: 0, nonce: NONCE }).expect("a device");
         // 60 bytes of IP are 60 ms of this rate, and the bucket holds 200.
         let limit = Limit::new(RATE_MIN_BITS, BURST_MIN_NS);
         probe.set_limits(Limits { egress: limit, ingress: limit, budget: 0 }).expect("limits");
