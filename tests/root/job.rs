@@ -126,6 +126,17 @@ pub(crate) fn end(running: Running, signal: nix::sys::signal::Signal) -> Output 
     running.finish(Duration::from_secs(3600))
 }
 
+/// True where hooks follow the calling task, and so sockets from outside are judged: egressd's own word, which
+/// `kernel::hooks_follow_the_calling_task` holds against the kernel's.
+#[track_caller]
+pub(crate) fn judges_foreign(lab: &Lab) -> bool {
+    let doctor = lab.egressd("doctor").flags("--json").output();
+    let report: Value = serde_json::from_str(&doctor.stdout).unwrap_or_else(|error| panic!("{error}: {doctor}"));
+    let mut needs = report["needs"].as_array().unwrap().iter();
+    let hooks = needs.find(|need| need["hook"].as_str().unwrap().starts_with("lsm_cgroup")).unwrap();
+    hooks["present"] == "yes"
+}
+
 /// The DNS listener's ports in a namespace: nobody else listens on loopback below 1024 there.
 #[track_caller]
 pub(crate) fn listeners(netns: &Netns) -> Vec<u16> {

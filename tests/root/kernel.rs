@@ -1,6 +1,6 @@
 //! What depends on the kernel more than on us. `cargo xtask vm` runs these, and others, on the kernels that Debian has.
 
-use crate::job::Job;
+use crate::job::{Job, judges_foreign};
 use aya::{
     programs::{LsmAttachType, ProgramType},
     sys::is_program_supported,
@@ -85,14 +85,30 @@ fn every_hook_is_attached_and_held() {
     assert_eq!(job.curl(&EVIL.to_string(), &lab.token("evil")), Some(0));
 }
 
-/// Virtual machines may refuse programs of this kind to root.
+/// Virtual machines may refuse programs of this kind to root, and then the level names what they would judge.
 #[test]
-fn lsm_cgroup_programs_load() {
+fn hooks_follow_the_calling_task() {
+    let lab = Lab::new();
     let active = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    if !active.trim().split(',').any(|lsm| lsm == "bpf") {
-        return absent(&format!("bpf among the LSMs of securityfs ({})", active.trim()));
+    let is_lsm = active.trim().split(',').any(|lsm| lsm == "bpf");
+    let loads = is_lsm && matches!(is_program_supported(ProgramType::Lsm(LsmAttachType::Cgroup)), Ok(true));
+    assert_eq!(judges_foreign(&lab), loads, "bpf among {active}: {is_lsm}");
+    let job = Job::new(&lab, "job");
+    let before = lab.snapshot();
+    job.attach(&format!("--allow {OK} --pin")).output().exits(0);
+    let (code, status) = job.status();
+    let hooks = status["hooks"].as_array().unwrap().iter().filter(|hook| hook["attached"] == true);
+    let names: Vec<&str> = hooks.map(|hook| hook["hook"].as_str().unwrap()).collect();
+    for name in ["socket_sendmsg", "socket_connect", "socket_recvmsg", "socket_create", "file_receive"] {
+        assert_eq!(names.contains(&name), loads, "{name}: {status:#}");
     }
-    if !matches!(is_program_supported(ProgramType::Lsm(LsmAttachType::Cgroup)), Ok(true)) {
+    // Until splice(2) sent by sendmsg.
+    assert_eq!(names.contains(&"file_permission"), loads && version() < (6, 5), "{status:#}");
+    assert_eq!(code, Some(0), "{status:#}");
+    assert_eq!(job.curl(&OK.to_string(), &lab.token("ok")), Some(0));
+    job.detach().exits(0);
+    assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
+    if !loads {
         absent("lsm_cgroup");
     }
 }

@@ -1,5 +1,6 @@
 //! The level that `run` prints is the one that the command has, and `--require` holds it to that.
 
+use crate::job::judges_foreign;
 use lab::Lab;
 
 const NONE: &str = "level none; ";
@@ -7,6 +8,7 @@ const NONE: &str = "level none; ";
 #[test]
 fn the_printed_level_is_exact_and_less_than_required_does_not_start() {
     let lab = Lab::new();
+    let judged = judges_foreign(&lab);
     // Own namespace, flags, user, the beginning of the line, the highest level that may be required.
     let cases = [
         (false, "", "nobody", "level L1; for L2: ", 1),
@@ -34,6 +36,9 @@ fn the_printed_level_is_exact_and_less_than_required_does_not_start() {
         let token = lab.token(&format!("plain-{at}"));
         let output = run("", &token);
         assert!(output.exits(0).stderr.contains(&format!("egressd: {line}")), "{flags} {user}: {output}");
+        // A device judges whatever passes it.
+        let says = output.stderr.contains("passed in from outside are not judged");
+        assert_eq!(says, !judged && !own_netns && user != "root", "{flags} {user}: {output}");
         lab.expect_hits(&token, 1);
         for level in 1..=3 {
             let token = lab.token(&format!("required-{at}-{level}"));

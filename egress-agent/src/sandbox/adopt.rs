@@ -96,8 +96,7 @@ impl Sandbox {
 
         let policy = Policy::from_toml(&record.policy)?;
         let judges_foreign = foreign::is_judged(&hooks);
-        let plan =
-            Plan { judges_foreign, ..Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())? };
+        let plan = Plan { judges_foreign, ..Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())? };
         let (nonce, generation) = (record.nonce, record.generation);
         let opened = match u16::try_from(sandbox.listener_port) {
             _ if !plan.listens => None,

@@ -141,9 +141,8 @@ impl Builder {
                 let mut hooks = seat.set.on_cgroup(|programs| {
                     Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
                 })?;
-                let foreign = seat.set.on_cgroup(|programs| {
-                    Ok(foreign::attach(programs, &tables, cgroup, identity, links))
-                })?;
+                let foreign =
+                    seat.set.on_cgroup(|programs| Ok(foreign::attach(programs, &tables, cgroup, identity, links)))?;
                 match foreign {
                     Ok(attached) => {
                         plan.judges_foreign = true;
@@ -173,7 +172,7 @@ impl Builder {
             Opened::Cgroup(cgroup) => {
                 let no_device = plan.found.devices.is_empty();
                 level.with_processes(cgroup, plan.judges_foreign, no_device, self.strict)?
-            },
+            }
             Opened::Guest(_) => level,
         };
         self.refuse_below(&sharing::level(&self.directories, &record, record.promised())?)?;

@@ -95,7 +95,7 @@ impl Following {
         match Opened::again(&target)? {
             Some(Opened::Cgroup(cgroup)) => {
                 level.with_processes(&cgroup, self.plan.judges_foreign, found.devices.is_empty(), false)
-            },
+            }
             _ => Ok(level),
         }
     }

@@ -94,7 +94,6 @@ const LARGE: [u8; 4000] = [0; 4000];
 const QUERY: &[u8] = b"\xe9\x53\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06verify\x04test\x00\x00\x01\x00\x01";
 const UDP: c_int = libc::IPPROTO_UDP;
 
-
 /// All of them. The order is that of the table.
 pub(super) const PROBES: &[Probe] = &[
     Probe::new("permitted", Aim::Permitted, permitted),

@@ -1,56 +1,180 @@
-//! Sockets that were made elsewhere and come in later, and sockets whose process has left. No hook of the cgroup sees the
-//! first; the device does, whoever made them.
+//! Sockets that were made elsewhere and come in later, and sockets whose process has left. The hooks of the cgroup's sockets do
+//! not see the first; those that follow the calling task do, and so does the device, whoever made them.
 
 use super::{allowed, arrived, enforce, set};
-use crate::job::Job;
-use lab::{EVIL, Lab, PYTHON, until};
-use std::time::Duration;
+use crate::job::{Job, judges_foreign};
+use lab::{EVIL, Lab, PYTHON, Running, absent, until};
+use std::{process::Command, time::Duration};
 
 const SOON: Duration = Duration::from_secs(10);
-const KINDS: [&str; 6] = ["udp4", "udp6", "connected4", "connected6", "raw4", "packet"];
+/// What arrives at evil's by sockets of every kind; `tcp4` is a SYN, without anything in it.
+const KINDS: [&str; 11] = [
+    "udp4",
+    "udp6",
+    "connected4",
+    "connected6",
+    "raw4",
+    "packet",
+    "written4",
+    "sendfile4",
+    "spliced4",
+    "stream4",
+    "tcp4",
+];
+const SYN_PORT: u16 = 7107;
+
+fn python(lab: &Lab, words: &[&str]) -> Command {
+    let mut command = lab.box_ns().command(PYTHON);
+    command.args(["-I", "-u"]).arg(lab.file("pass.py", include_str!("../../probes/pass.py"))).args(words);
+    lab.caller().place(&mut command);
+    command
+}
 
 /// Somebody outside with sockets of every kind, and the pid that says so.
-fn giver(lab: &Lab) -> (lab::Running, String, String) {
+fn giver(lab: &Lab) -> (Running, String, String) {
     let door = lab.work_dir().join("door").display().to_string();
-    let mut command = lab.box_ns().command(PYTHON);
-    let script = lab.file("pass.py", include_str!("../../probes/pass.py"));
-    command.args(["-I", "-u"]).arg(script).args(["give", &door]);
-    lab.caller().place(&mut command);
-    let mut running = lab::Running::spawn(command);
+    let mut running = Running::spawn(python(lab, &["give", &door]));
     running.says("ready", SOON);
     let pid = running.pid().to_string();
     (running, door, pid)
 }
 
-fn come_in(how: &str) {
+/// How sockets that were made outside come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    /// Passed over a unix socket (SCM_RIGHTS).
+    Take,
+    /// By pidfd_getfd(2), which `run` refuses and `attach` does not.
+    Steal,
+    /// With a process that had them before it joined.
+    Bring,
+}
+
+/// Where hooks follow the calling task nothing leaves by them, device or not. Where they do not, the device stops it, or the
+/// level says that nobody does.
+fn come_in(how: How, device: bool) {
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
     let (_running, door, pid) = giver(&lab);
     let (probe, mac) = (lab.probe("pass.py"), lab.sink_mac());
-    let from = if how == "take" { door } else { pid };
-    let script = |token: &str| format!("{probe} {how} {from} {token} {mac}");
-    enforce(&job, true, &allowed());
-    let token = lab.token("closed");
-    let output = job.as_root(&script(&token));
-    assert_eq!(arrived(&lab, &token), set(&["plain"]), "{output}");
-    job.detach().exits(0);
-    let token = lab.token("control");
-    let output = job.as_root(&script(&token));
+    let attempt = |token: &str| match how {
+        How::Take => job.as_root(&format!("{probe} take {door} {token} {mac}")),
+        How::Steal => job.as_root(&format!("{probe} steal {pid} {token} {mac}")),
+        How::Bring => {
+            let mut running = Running::spawn(python(&lab, &["bring", "-", token, &mac]));
+            running.says("ready", SOON);
+            job.admit(&running);
+            running.write(b"go\n");
+            running.finish(SOON)
+        }
+    };
+    let reached = |token: &str, from: usize| {
+        let mut all = arrived(&lab, token);
+        let syn = |frame: &lab::Frame| frame.is_syn() && frame.is_tcp(SYN_PORT);
+        all.extend(lab.frames_to(EVIL).split_off(from).iter().any(syn).then(|| "tcp4".to_owned()));
+        all
+    };
     let mut all = set(&KINDS);
     all.insert("plain".to_owned());
-    assert_eq!(arrived(&lab, &token), all, "{output}");
+    enforce(&job, device, &allowed());
+    let (_, status) = job.status();
+    let judged = judges_foreign(&lab);
+    let hook = status["hooks"].as_array().unwrap().iter().find(|hook| hook["hook"] == "socket_sendmsg");
+    assert_eq!(hook.is_some_and(|hook| hook["attached"] == true), judged, "{status:#}");
+    let says = status["level"]["missing"].to_string().contains("passed in from outside are not judged");
+    assert_eq!(says, !judged && !device, "{status:#}");
+
+    let (token, from) = (lab.token("closed"), lab.frames_to(EVIL).len());
+    let output = attempt(&token);
+    if judged || device {
+        assert_eq!(reached(&token, from), set(&["plain"]), "{output}");
+    } else {
+        until(SOON, "it leaks, as was said", || reached(&token, from) == all);
+    }
+    let denied = &job.status().1["counters"]["denied"]["foreign_socket"];
+    assert_eq!(denied.as_u64().unwrap_or(0) > 0, judged, "{denied}: {output}");
+    if how == How::Bring {
+        for name in ["received", "accepted"] {
+            output.says(&format!("{name}={}", if judged { "EPERM" } else { "ok" }));
+        }
+    }
+    job.detach().exits(0);
+    let (token, from) = (lab.token("control"), lab.frames_to(EVIL).len());
+    let output = attempt(&token);
+    until(SOON, &format!("all of them arrive: {output}"), || reached(&token, from) == all);
 }
 
-/// By SCM_RIGHTS.
 #[test]
 fn passed_over_a_unix_socket() {
-    come_in("take");
+    come_in(How::Take, true);
+    come_in(How::Take, false);
 }
 
-/// By pidfd_getfd, which `run` refuses and `attach` does not.
 #[test]
 fn taken_out_of_a_process() {
-    come_in("steal");
+    come_in(How::Steal, true);
+    come_in(How::Steal, false);
+}
+
+#[test]
+fn brought_along_into_the_cgroup() {
+    come_in(How::Bring, true);
+    come_in(How::Bring, false);
+}
+
+/// The policy's own process tells of it, and one that only observes stops nothing.
+#[test]
+fn what_is_denied_of_them_is_told() {
+    let lab = Lab::new();
+    if !judges_foreign(&lab) {
+        return absent("lsm_cgroup");
+    }
+    for observe in [false, true] {
+        let job = Job::new(&lab, if observe { "observed" } else { "enforced" });
+        let attach = job.attached(&format!("{}{}", allowed(), if observe { " --observe" } else { "" }));
+        let token = lab.token(if observe { "observed" } else { "enforced" });
+        let mut running = Running::spawn(python(&lab, &["bring", "-", &token, &lab.sink_mac()]));
+        running.says("ready", SOON);
+        job.admit(&running);
+        running.write(b"go\n");
+        let output = running.finish(SOON);
+        let events = || lab.egressd("events").flags(&format!("--json --cgroup {}", job.path())).output().stdout.clone();
+        until(SOON, "it is told", || {
+            let words = ["foreign_socket", if observe { "\"verdict\":\"observe" } else { "\"verdict\":\"deny" }];
+            events().lines().any(|line| words.iter().all(|word| line.contains(word)))
+        });
+        let through = arrived(&lab, &token).contains("connected4");
+        assert_eq!(through, observe, "{output}");
+        drop(attach);
+    }
+}
+
+/// A socket is the sandbox's own in every cgroup of its tree.
+#[test]
+fn moved_within_the_sandbox() {
+    const PROBE: &str = "import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print('ready', flush=True)
+token = sys.stdin.readline().strip()
+for name, to in (('ok', '198.51.100.10'), ('evil', '198.51.100.20')):
+    try:
+        sock.sendto(f'{token}-{name};'.encode(), (to, 443))
+    except OSError as error:
+        print(name, error, flush=True)";
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    enforce(&job, false, &allowed());
+    let script = lab.file("within.py", PROBE);
+    let below = job.cgroup().child("below");
+    let mut process = job.spawn(&format!("exec {PYTHON} -I -u {}", script.display()));
+    process.says("ready", SOON);
+    std::fs::write(below.path().join("cgroup.procs"), process.pid().to_string()).unwrap();
+    let token = lab.token("below");
+    process.write(format!("{token}\n").as_bytes());
+    let output = process.finish(SOON);
+    assert_eq!(arrived(&lab, &token), set(&["ok"]), "{output}");
+    lab.expect_silence(EVIL);
+    job.detach().exits(0);
 }
 
 /// A process that has left its cgroup takes its sockets along, and their verdict.

@@ -1,7 +1,7 @@
 //! Every way of a socket to send elsewhere, over both families, with every right that a packet hook of the cgroup withstands.
 
 use super::{allowed, arrived, enforce, set};
-use crate::job::Job;
+use crate::job::{Job, judges_foreign};
 use lab::{EVIL, EVIL6, Lab, OK, OK6};
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -124,6 +124,15 @@ fn families_and_protocols() {
         "ping6",
     ] {
         assert!(!attached.contains(name), "{name}");
+    }
+    // The device judges frames; what leads past any device is not made where hooks follow the task.
+    let judged = judges_foreign(&lab);
+    assert!(attached.contains("packet") && attached.contains("vsock") != judged, "{attached:?}");
+    job.detach().exits(0);
+    enforce(&job, false, &allowed());
+    let attached = made(&job.as_root(&probe));
+    for name in ["packet", "xdp", "vsock"] {
+        assert_ne!(attached.contains(name), judged, "{name}: {attached:?}");
     }
     job.detach().exits(0);
     let control = made(&job.as_root(&probe));

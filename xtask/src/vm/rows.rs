@@ -53,5 +53,9 @@ pub(super) const ROWS: &[Row] = &[
     since(NETKIT, "netkit", "device::netkit::with_ethernet_it_is_judged_and_without_it_is_refused"),
     row("a killed owner: pins hold, the next one adopts", "adopt::after_kill_9_the_next_owner_finds_it_as_it_was"),
     row("the end leaves nothing", "ends::t22_clean_exit"),
-    since(LSM_CGROUP, "bpf is an LSM, and lsm_cgroup programs load", "kernel::lsm_cgroup_programs_load"),
+    since(LSM_CGROUP, "hooks follow the calling task", "kernel::hooks_follow_the_calling_task"),
+    row("sockets that are passed in", "bypass::descriptors::passed_over_a_unix_socket"),
+    row("sockets that are brought along", "bypass::descriptors::brought_along_into_the_cgroup"),
+    row("every way of a socket, 20 of them", "bypass::sockets::every_way_of_a_socket"),
+    row("families and protocols", "bypass::sockets::families_and_protocols"),
 ];
