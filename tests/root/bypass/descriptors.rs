@@ -57,16 +57,21 @@ fn come_in(how: How, device: bool) {
     let job = Job::new(&lab, "job");
     let (_running, door, pid) = giver(&lab);
     let (probe, mac) = (lab.probe("pass.py"), lab.sink_mac());
-    let attempt = |token: &str| match how {
-        How::Take => job.as_root(&format!("{probe} take {door} {token} {mac}")),
-        How::Steal => job.as_root(&format!("{probe} steal {pid} {token} {mac}")),
-        How::Bring => {
+    let bringer = |token: &str| {
+        (how == How::Bring).then(|| {
             let mut running = Running::spawn(python(&lab, &["bring", "-", token, &mac]));
             running.says("ready", SOON);
-            job.admit(&running);
-            running.write(b"go\n");
-            running.finish(SOON)
+            running
+        })
+    };
+    let attempt = |token: &str, bringer: Option<Running>| match (how, bringer) {
+        (_, Some(mut bringer)) => {
+            job.admit(&bringer);
+            bringer.write(b"go\n");
+            bringer.finish(SOON)
         }
+        (How::Steal, None) => job.as_root(&format!("{probe} steal {pid} {token} {mac}")),
+        (_, None) => job.as_root(&format!("{probe} take {door} {token} {mac}")),
     };
     let reached = |token: &str, from: usize| {
         let mut all = arrived(&lab, token);
@@ -76,6 +81,8 @@ fn come_in(how: How, device: bool) {
     };
     let mut all = set(&KINDS);
     all.insert("plain".to_owned());
+    let token = lab.token("closed");
+    let bring = bringer(&token);
     enforce(&job, device, &allowed());
     let (_, status) = job.status();
     let judged = judges_foreign(&lab);
@@ -84,8 +91,8 @@ fn come_in(how: How, device: bool) {
     let says = status["level"]["missing"].to_string().contains("passed in from outside are not judged");
     assert_eq!(says, !judged && !device, "{status:#}");
 
-    let (token, from) = (lab.token("closed"), lab.frames_to(EVIL).len());
-    let output = attempt(&token);
+    let from = lab.frames_to(EVIL).len();
+    let output = attempt(&token, bring);
     if judged || device {
         assert_eq!(reached(&token, from), set(&["plain"]), "{output}");
     } else {
@@ -100,7 +107,7 @@ fn come_in(how: How, device: bool) {
     }
     job.detach().exits(0);
     let (token, from) = (lab.token("control"), lab.frames_to(EVIL).len());
-    let output = attempt(&token);
+    let output = attempt(&token, bringer(&token));
     until(SOON, &format!("all of them arrive: {output}"), || reached(&token, from) == all);
 }
 
@@ -140,7 +147,7 @@ fn what_is_denied_of_them_is_told() {
         let output = running.finish(SOON);
         let events = || lab.egressd("events").flags(&format!("--json --cgroup {}", job.path())).output().stdout.clone();
         until(SOON, "it is told", || {
-            let words = ["foreign_socket", if observe { "\"verdict\":\"observe" } else { "\"verdict\":\"deny" }];
+            let words = ["foreign_socket", if observe { "\"verdict\":\"would_deny" } else { "\"verdict\":\"deny" }];
             events().lines().any(|line| words.iter().all(|word| line.contains(word)))
         });
         let through = arrived(&lab, &token).contains("connected4");
