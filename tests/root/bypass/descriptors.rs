@@ -100,7 +100,9 @@ fn come_in(how: How, device: bool) {
     }
     let denied = &job.status().1["counters"]["denied"]["foreign_socket"];
     assert_eq!(denied.as_u64().unwrap_or(0) > 0, judged, "{denied}: {output}");
-    if how == How::Bring {
+    if how != How::Bring {
+        assert_eq!(output.stdout.contains("udp4="), !judged, "whether they came in: {output}");
+    } else {
         for name in ["received", "accepted"] {
             output.says(&format!("{name}={}", if judged { "EPERM" } else { "ok" }));
         }
