@@ -49,7 +49,7 @@ impl<'b> Types<'b> {
 
     /// Octets from the beginning of a structure to a member, by its path through structures within.
     pub(super) fn offset_of(&self, structure: &str, path: &[&str]) -> Option<u32> {
-        let mut inside = self.find(STRUCT, structure)?;
+        let (_, mut inside) = self.find(STRUCT, structure)?;
         let mut bits = 0;
         for name in path {
             let (offset, kind) = self.member(inside, name)?;
@@ -59,14 +59,14 @@ impl<'b> Types<'b> {
         Some(bits / 8)
     }
 
-    /// True where the kernel has a function of this name that programs could be attached to.
-    pub(super) fn has_function(&self, name: &str) -> bool {
-        self.find(FUNC, name).is_some()
+    /// The number of a function of the kernel's.
+    pub(super) fn function(&self, name: &str) -> Option<u32> {
+        self.find(FUNC, name).map(|(number, _)| number)
     }
 
-    fn find(&self, kind: u32, name: &str) -> Option<Type> {
-        let all = self.starts.iter().skip(1).filter_map(|start| self.at(*start));
-        all.into_iter().find(|found| found.kind == kind && self.is_named(found.name, name))
+    fn find(&self, kind: u32, name: &str) -> Option<(u32, Type)> {
+        let mut all = (0..).zip(&self.starts).skip(1).filter_map(|(number, start)| Some((number, self.at(*start)?)));
+        all.find(|(_, found)| found.kind == kind && self.is_named(found.name, name))
     }
 
     /// Bits to a member, and its type; members of nameless structures count as the outer one's.
@@ -172,7 +172,7 @@ mod tests {
             assert_eq!(types.offset_of("outer", path), Some(offset), "{path:?}");
         }
         assert_eq!((types.offset_of("outer", &["x"]), types.offset_of("oute", &["a"])), (None, None));
-        assert!(types.has_function("act") && !types.has_function("inner") && !types.has_function("ac"));
+        assert_eq!((types.function("act"), types.function("inner"), types.function("ac")), (Some(7), None, None));
     }
 
     proptest! {

@@ -115,20 +115,20 @@ fn come_in(how: How, device: bool) {
 
 #[test]
 fn passed_over_a_unix_socket() {
-    come_in(How::Take, true);
     come_in(How::Take, false);
+    come_in(How::Take, true);
 }
 
 #[test]
 fn taken_out_of_a_process() {
-    come_in(How::Steal, true);
     come_in(How::Steal, false);
+    come_in(How::Steal, true);
 }
 
 #[test]
 fn brought_along_into_the_cgroup() {
-    come_in(How::Bring, true);
     come_in(How::Bring, false);
+    come_in(How::Bring, true);
 }
 
 /// The policy's own process tells of it, and one that only observes stops nothing.
