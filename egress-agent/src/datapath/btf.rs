@@ -14,7 +14,7 @@ const MEMBER: usize = 12;
 
 /// The types of a kernel.
 pub(super) struct Types<'b> {
-    types: &'b [u8],
+    bytes: &'b [u8],
     names: &'b [u8],
     /// Where each type begins; that of number 0, `void`, does not.
     starts: Vec<usize>,
@@ -38,9 +38,9 @@ impl<'b> Types<'b> {
         let field = |at| word(btf, at).and_then(|word| usize::try_from(word).ok());
         let (header, types, types_len, names, names_len) = (field(4)?, field(8)?, field(12)?, field(16)?, field(20)?);
         let part = |from: usize, length| btf.get(header.checked_add(from)?..)?.get(..length);
-        let mut read = Self { types: part(types, types_len)?, names: part(names, names_len)?, starts: vec![0] };
+        let mut read = Self { bytes: part(types, types_len)?, names: part(names, names_len)?, starts: vec![0] };
         let mut at = 0;
-        while at < read.types.len() {
+        while at < read.bytes.len() {
             read.starts.push(at);
             at = read.at(at)?.behind;
         }
@@ -125,7 +125,7 @@ impl<'b> Types<'b> {
     }
 
     fn word(&self, at: usize) -> Option<u32> {
-        word(self.types, at)
+        word(self.bytes, at)
     }
 }
 

@@ -235,7 +235,7 @@ mod tests {
             assert!(offset > 0 && offset % 8 == 0, "{found:?}");
         }
         assert!(found.cgroup_ancestors > found.cgroup_level, "{found:?}");
-        let (few, all) = (hooks_alone(&types).unwrap(), Btf::parse(&bytes, Default::default()).unwrap());
+        let (few, all) = (hooks_alone(&types).unwrap(), Btf::from_sys_fs().unwrap());
         for hook in HOOKS.map(|hook| format!("bpf_lsm_{hook}")) {
             let number = |btf: &Btf| btf.id_by_type_name_kind(&hook, BtfKind::Func).unwrap();
             assert_eq!(number(&few), number(&all), "{hook}");

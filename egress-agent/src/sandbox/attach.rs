@@ -24,7 +24,13 @@ use super::{
 use crate::{
     cgroup::{Cgroup, CgroupMount},
     compile::{Facts, Image, RuleIds, compile, diff},
-    datapath::{attach, bpffs::PinRoot, foreign, state_dir::StateDir, unix},
+    datapath::{
+        attach::{self, Hooked},
+        bpffs::PinRoot,
+        foreign,
+        state_dir::StateDir,
+        unix,
+    },
     level::{Level, Reached},
     observe::event::{Kind, Subject},
     policy::{Mode, Unix},
@@ -99,7 +105,6 @@ impl Builder {
     }
 
     fn make(&self, on: &Opened, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
-        let fault = std::env::var("EGRESSD_FAULT").ok();
         let pins = Pins::make(own)?;
         let started = Instant::now();
         let wanted = Wanted {
@@ -135,30 +140,12 @@ impl Builder {
         let mut serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
         let addresses = plan.follow_addresses(&tables, slot)?;
 
-        let (links, fault) = (&pins.links, fault.as_deref());
         let hooks = match on.cgroup() {
-            Some(cgroup) => {
-                let mut hooks = seat.set.on_cgroup(|programs| {
-                    Ok(attach::cgroup(programs, &tables, cgroup.fd(), cgroup.id(), identity, links, fault)?)
-                })?;
-                let foreign =
-                    seat.set.on_cgroup(|programs| Ok(foreign::attach(programs, &tables, cgroup, identity, links)))?;
-                match foreign {
-                    Ok(attached) => {
-                        plan.judges_foreign = true;
-                        hooks.extend(attached);
-                    }
-                    // The level says so.
-                    Err(error) => tracing::info!(%error, "sockets from outside are not judged"),
-                }
-                if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
-                    hooks.extend(unix::attach(cgroup.fd(), names, links)?);
-                }
-                hooks
-            }
+            Some(cgroup) => self.close(cgroup, &seat, identity, &pins.links)?,
             // The device's programs say it all.
             None => Vec::new(),
         };
+        plan.judges_foreign = foreign::is_judged(&hooks);
         let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
         if let Some(serving) = &mut serving {
             serving.lead(&mut devices)?;
@@ -208,6 +195,25 @@ impl Builder {
             directories: self.directories.clone(),
             at_drop: AtDrop::Detach,
         })
+    }
+
+    /// Puts the hooks on a cgroup. From the first one on it is closed but for what the maps say.
+    fn close(&self, cgroup: &Cgroup, seat: &Seat, identity: Identity, links: &Path) -> Result<Vec<Hooked>, Error> {
+        let (tables, fault) = (seat.tables(), std::env::var("EGRESSD_FAULT").ok());
+        let (mut hooks, foreign) = seat.set.on_cgroup(|programs| {
+            let (fd, id) = (cgroup.fd(), cgroup.id());
+            let hooks = attach::cgroup(programs, tables, fd, id, identity, links, fault.as_deref())?;
+            Ok((hooks, foreign::attach(programs, tables, cgroup, identity, links)))
+        })?;
+        match foreign {
+            Ok(attached) => hooks.extend(attached),
+            // The level says so.
+            Err(error) => tracing::info!(%error, "sockets from outside are not judged"),
+        }
+        if let (Unix::Names(names), Mode::Enforce) = (&self.policy.allow.unix, self.policy.mode) {
+            hooks.extend(unix::attach(cgroup.fd(), names, links)?);
+        }
+        Ok(hooks)
     }
 
     fn record(&self, target: Target, plan: &Plan, identity: Identity, permits: &Permits, ids: &RuleIds) -> Record {

@@ -262,8 +262,8 @@ fn mounts() -> Need {
 /// Hooks that follow the calling task.
 fn tasks(loaded: &Result<Vec<Tried>, LoadError>) -> Need {
     let refused = foreign::availability().map_err(|error| error.to_string()).and_then(|()| {
-        let all = loaded.iter().flatten().filter(|(name, _)| foreign::HOOKS.contains(&name.as_str()));
-        all.filter_map(|(_, count)| count.as_ref().err()).next().map_or(Ok(()), |error| Err(error.to_string()))
+        let mut all = loaded.iter().flatten().filter(|(name, _)| foreign::HOOKS.contains(&name.as_str()));
+        all.find_map(|(_, count)| count.as_ref().err()).map_or(Ok(()), |error| Err(error.to_string()))
     });
     Need {
         hook: "lsm_cgroup socket_sendmsg, socket_connect, socket_recvmsg, socket_create, file_receive",

@@ -17,7 +17,11 @@ $bb mount -t securityfs security /root/sys/kernel/security
 $bb mount -t cgroup2 cgroup /root/sys/fs/cgroup
 $bb mount -t bpf bpf /root/sys/fs/bpf
 $bb mount -t devtmpfs dev /root/dev
-$bb mkdir -p /root/dev/shm /root/dev/pts
+$bb mkdir -p /root/dev/shm /root/dev/pts /root/dev/net
+# As udev makes them: opening the one loads its driver, scripts read from the others.
+$bb mknod /root/dev/net/tun c 10 200
+$bb ln -s /proc/self/fd /root/dev/fd
+$bb ln -s /proc/self/fd/0 /root/dev/stdin
 $bb mount -t tmpfs shm /root/dev/shm
 $bb mount -t devpts -o ptmxmode=0666 pts /root/dev/pts
 exec $bb switch_root /root /bin/sh GUEST
