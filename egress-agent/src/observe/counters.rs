@@ -59,12 +59,12 @@ mod tests {
         let mut two = Counters { passed: passed(1, 60), ..Counters::zeroed() };
         two.denied[Reason::NotPermitted as usize] = 2;
         two.denied[Reason::IpOptions as usize] = 1;
-        two.denied[39] = 1;
+        two.denied[63] = 1;
         let totals = Totals::of(&[one, two], &[passed(1, 800)]);
         assert_eq!(totals.denied_total(), 9);
         assert_eq!(
             serde_json::to_string(&totals).unwrap(),
-            r#"{"allowed_packets":4,"allowed_bytes":1860,"denied":{"ip_options":1,"not_permitted":7,"unknown_39":1},"events_lost":1}"#
+            r#"{"allowed_packets":4,"allowed_bytes":1860,"denied":{"ip_options":1,"not_permitted":7,"unknown_63":1},"events_lost":1}"#
         );
         assert_eq!(Totals::of(&[], &[]), Totals::default());
     }
