@@ -68,7 +68,7 @@ const AF_XDP: i32 = 44;
 /// judges frames.
 #[lsm_cgroup(hook = "socket_create")]
 pub(crate) fn socket_create(ctx: LsmContext) -> i32 {
-    let (family, protocol, by_kernel): (i32, i32, i32) = (ctx.arg(0), ctx.arg(2), ctx.arg(3));
+    let (family, protocol, by_kernel): (i32, u32, i32) = (ctx.arg(0), ctx.arg(2), ctx.arg(3));
     if by_kernel != 0 || matches!(family, AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK | AF_ALG) {
         return PASS;
     }
