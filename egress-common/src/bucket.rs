@@ -76,9 +76,13 @@ pub struct Meters {
     pub current: u64,
     /// And in the one before.
     pub previous: u64,
+    /// [`Meter::bytes`] of [`Place::Egress`] when the epoch began.
+    pub counted: u64,
+    /// See [`boost`].
+    pub boost: u64,
 }
 
-crate::abi!(Limit = 24, Limits = 56, Meter = 32, Meters = 152);
+crate::abi!(Limit = 24, Limits = 56, Meter = 32, Meters = 168);
 
 /// Where packets are metered. The buckets are apart, so that a packet which passes two of them counts once in each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,9 +150,15 @@ impl Limit {
     }
 }
 
-/// How far what passed is ahead of the clock, in nanoseconds.
+/// How far what passed is ahead of the clock, as [`Limit::depth`] counts.
+#[inline(always)]
+pub const fn debt(paid: u64, now_ns: u64) -> u64 {
+    paid.saturating_sub(parts(now_ns))
+}
+
+/// The same in nanoseconds.
 pub const fn debt_ns(paid: u64, now_ns: u64) -> u64 {
-    paid.saturating_sub(parts(now_ns)) >> PARTS_BITS
+    debt(paid, now_ns) >> PARTS_BITS
 }
 
 #[inline(always)]
@@ -193,15 +203,45 @@ pub const fn epoch(now_ns: u64) -> u64 {
     now_ns >> EPOCH_BITS
 }
 
-/// What one of so many active sockets may send, in bytes of payload per second: TCP's pacing counts no headers
+/// How often the share of a socket is doubled, from one epoch to the next: more while the sandbox sends less than 15/16 of
+/// its rate, because some that are active have little to say or have ended, and less when together they send too much.
+#[inline(always)]
+pub const fn boost(last: u64, limit: Limit, sent: u64, debt: u64, sockets: u64) -> u64 {
+    if debt > limit.depth / 16 * 3 {
+        last.saturating_sub(1)
+    } else if sent < ((limit.bits_per_s / 8) << EPOCH_BITS) / 1_000_000_000 / 16 * 15
+        && last < 63
+        && sockets >> last > 1
+    {
+        last + 1
+    } else {
+        last
+    }
+}
+
+/// What one of so many active sockets may send, in bits per second. A doubled share shrinks to the even one while what was
+/// sent goes from an eighth of the bucket to a quarter: by degrees, because a packet of many segments that left at a fast pace waits for
+/// all of them at the pace that it finds.
+#[inline(always)]
+pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64) -> u64 {
+    // Of an eighth of the bucket.
+    const STEPS: u64 = 64;
+    let all = if sockets == 0 { 1 } else { sockets };
+    let few = if all >> (boost & 63) == 0 { 1 } else { all >> (boost & 63) };
+    let (even, most) = (limit.bits_per_s / all, limit.bits_per_s / few);
+    // Odd, so never 0: the kernel half has no way to panic.
+    let over = debt.saturating_sub(limit.depth / 8) / (limit.depth / (8 * STEPS) | 1);
+    even + (most - even) / STEPS * STEPS.saturating_sub(over)
+}
+
+/// A rate in bytes of payload per second: TCP's pacing counts no headers
 /// (`tcp_update_skb_after_send` in net/ipv4/tcp_output.c). The kernel takes 32 bits, and all ones as no limit.
 #[inline(always)]
-pub const fn pace(bits_per_s: u64, sockets: u64, mss: u32, headers: u32) -> u32 {
-    let sockets = if sockets == 0 { 1 } else { sockets };
+pub const fn pace(bits_per_s: u64, mss: u32, headers: u32) -> u32 {
     let mss = if mss == 0 { 536 } else { mss as u64 };
     // At most 12.5 GB/s times a segment: 2^34 x 2^32 does not fit, so a segment is what 16 bits hold.
     let mss = if mss > 0xffff { 0xffff } else { mss };
-    let share = bits_per_s / 8 / sockets * mss / (mss + headers as u64);
+    let share = bits_per_s / 8 * mss / (mss + headers as u64);
     if share >= u32::MAX as u64 {
         u32::MAX
     } else if share == 0 {

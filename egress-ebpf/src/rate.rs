@@ -9,7 +9,7 @@ use crate::{
 };
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_ktime_get_ns, macros::sock_ops, programs::SockOpsContext};
 use egress_common::{
-    bucket::{Limit, Limits, Meter, Meters, PLACES, Place, epoch, ip_bytes, pace, segments},
+    bucket::{Limit, Limits, Meter, Meters, PLACES, Place, boost, debt, epoch, ip_bytes, pace, segments, share},
     neighbour::ETHERNET_LEN,
     packet::{Bytes as _, ethertype, protocol},
 };
@@ -187,32 +187,43 @@ fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) 
     }
     let Some(meters) = METERS.get_ptr_mut(tenant.slot) else { return };
     // SAFETY: a live value of the map.
-    let active = unsafe { active(meters, conversation) };
-    conversation.set_pace(pace(limits.egress.bits_per_s, active, conversation.mss(), conversation.headers()));
+    let share = unsafe { share_of(meters, limits.egress, conversation) };
+    conversation.set_pace(pace(share, conversation.mss(), conversation.headers()));
 }
 
-/// How many sockets had an answer in this epoch or the one before. Two CPUs that begin an epoch at once may count a socket
-/// too few, for one epoch: a share too large for 134 ms, which the bucket holds.
+/// The socket's part of the rate. Active are those that had an answer in this epoch or the one before. Two CPUs that begin an
+/// epoch at once may count a socket too few, for one epoch: a share too large for 134 ms, which the bucket holds.
 ///
 /// # Safety
 /// `meters` is a live value of the map.
 #[inline(always)]
-unsafe fn active(meters: *mut Meters, conversation: Conversation) -> u64 {
+unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation) -> u64 {
     // SAFETY: takes nothing and touches nothing.
-    let now = epoch(unsafe { bpf_ktime_get_ns() });
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now = epoch(now_ns);
     // SAFETY: the caller's promise; volatile, because other CPUs write them.
     unsafe {
+        let meter = &raw const (*meters).at[Place::Egress as usize];
+        let debt = debt((&raw const (*meter).paid).read_volatile(), now_ns);
         let current = &raw mut (*meters).current;
         let (began, previous) = (&raw mut (*meters).epoch, &raw mut (*meters).previous);
+        let (counted, boosted) = (&raw mut (*meters).counted, &raw mut (*meters).boost);
         let known = began.read_volatile();
         if known != now {
             began.write_volatile(now);
-            previous.write_volatile(if known + 1 == now { current.read_volatile() } else { 0 });
+            let bytes = (&raw const (*meter).bytes).read_volatile();
+            let sent = bytes.saturating_sub(counted.read_volatile());
+            counted.write_volatile(bytes);
+            let (sockets, last) =
+                if known + 1 == now { (current.read_volatile(), boosted.read_volatile()) } else { (0, 0) };
+            previous.write_volatile(sockets);
+            boosted.write_volatile(boost(last, limit, sent, debt, sockets));
             current.write_volatile(0);
         }
         if conversation.is_first_of(now) {
             add(current, 1);
         }
-        current.read_volatile().max(previous.read_volatile())
+        let active = current.read_volatile().max(previous.read_volatile());
+        share(limit, active, boosted.read_volatile(), debt)
     }
 }

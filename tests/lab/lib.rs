@@ -33,6 +33,7 @@ mod launch;
 mod need;
 mod netns;
 mod process;
+mod room;
 mod sink;
 mod snapshot;
 mod squid;
@@ -51,6 +52,7 @@ pub use crate::{
     need::{absent, need, skip, unpacked},
     netns::{Netns, PATH},
     process::{Output, Running},
+    room::undisturbed,
     sink::{Hit, TCP_PORTS, UDP_PORTS},
     snapshot::Snapshot,
     squid::Squid,
@@ -61,22 +63,35 @@ pub use crate::{
 
 use std::{
     fs,
-    io::PipeWriter,
+    io::{PipeWriter, Write as _},
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Once, OnceLock},
     time::Duration,
 };
 
 use nix::unistd::{Gid, Uid, chown};
 
-use crate::{ground::Ground, sink::Hits, tls::Tls, wait::Stop};
+use crate::{ground::Ground, room::Place, sink::Hits, tls::Tls, wait::Stop};
 
 /// The system's Python: a shim in a caller's home would not be readable for the user of a sandbox.
 pub const PYTHON: &str = "/usr/bin/python3";
 
 const NOBODY: u32 = 65534;
+
+/// In a line of its own, past the test runner, which keeps what a test says until all of them have ended.
+fn tell_failures_at_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |failure| {
+            let thread = std::thread::current();
+            let _unread = writeln!(std::io::stderr(), "{}: {failure}", thread.name().unwrap_or("a thread"));
+            usual(failure);
+        }));
+    });
+}
 
 /// The world of one test. See the crate's page.
 #[derive(Debug)]
@@ -93,6 +108,7 @@ pub struct Lab {
     stop: Stop,
     _stopper: PipeWriter,
     ground: Ground,
+    _place: Place,
 }
 
 impl Default for Lab {
@@ -111,9 +127,21 @@ impl Lab {
         lab
     }
 
-    /// A lab for measurements: no capture, so frames cannot be asked for.
+    /// A lab without a capture, so frames cannot be asked for.
     #[track_caller]
     pub fn without_capture() -> Self {
+        Self::at(Place::among_others())
+    }
+
+    /// A lab for measurements: without a capture, and no other lab of this process beside it.
+    #[track_caller]
+    pub fn alone() -> Self {
+        Self::at(Place::alone())
+    }
+
+    #[track_caller]
+    fn at(place: Place) -> Self {
+        tell_failures_at_once();
         assert!(
             Uid::effective().is_root(),
             "these tests make network namespaces and load BPF: run them as root (`cargo xtask test`)"
@@ -141,6 +169,7 @@ impl Lab {
             stop,
             _stopper: stopper,
             ground,
+            _place: place,
         };
         let work = lab.work_dir();
         fs::create_dir(&work).expect("a work directory");

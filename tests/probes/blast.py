@@ -1,7 +1,9 @@
 """blast.py HOST PORT SECONDS KIND FLOWS: as many bytes as pass.
 
-KIND is udp or tcp for uploads, or take for downloads: then the bytes that came from 0.7 s on, and their seconds, are told.
+KIND is udp or tcp for uploads, chat for a word now and then, or take for downloads: then the bytes that came from 0.7 s on,
+and their seconds, are told. A flow that fails ends the others.
 """
+import os
 import socket
 import sys
 import threading
@@ -18,21 +20,30 @@ def udp(size=1400):
     out = socket.socket(family, socket.SOCK_DGRAM)
     out.connect((host, port))
     while time.monotonic() < end:
-        try:
-            out.send(bytes(size))
-        except BlockingIOError:
-            pass
+        for _ in range(20):
+            try:
+                out.send(bytes(size))
+            except BlockingIOError:
+                pass
+        # Ten times what any of the limits lets pass, and time left for who counts it.
+        time.sleep(0.001)
 
 
 def upload():
-    out = socket.socket(family, socket.SOCK_STREAM)
+    out = socket.create_connection((host, port))
     out.settimeout(0.2)
-    out.connect((host, port))
     while time.monotonic() < end:
         try:
             out.send(bytes(1 << 16))
         except TimeoutError:
             pass
+
+
+def chat():
+    out = socket.create_connection((host, port))
+    while time.monotonic() < end:
+        out.send(bytes(100))
+        time.sleep(0.02)
 
 
 def download():
@@ -42,7 +53,13 @@ def download():
         taken.append((time.monotonic(), count))
 
 
-work = {"udp": udp, "take": download}.get(kind, upload)
+def failed(args):
+    sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
+    os._exit(1)
+
+
+threading.excepthook = failed
+work = {"udp": udp, "tcp": upload, "chat": chat, "take": download}[kind]
 threads = [threading.Thread(target=work) for _ in range(flows)]
 for thread in threads:
     thread.start()

@@ -48,7 +48,8 @@ for address, family in FAMILIES.items():
         check("to localhost", tcp("localhost", listener.getsockname()[1]))
         check("to 0.0.0.0", tcp("0.0.0.0", listener.getsockname()[1]))
 
-path = os.path.join(tempfile.mkdtemp(), "socket")
+directory = tempfile.TemporaryDirectory()
+path = os.path.join(directory.name, "socket")
 unix = socket.socket(socket.AF_UNIX)
 unix.bind(path)
 listen(unix)

@@ -8,49 +8,40 @@ use lab::{Gauge, Inside, Lab, until};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(8);
-/// Of what does not come out alike twice.
-const TRIES: usize = 4;
+/// Many flows that begin at once have found their shares by then.
+const AGREED: Duration = Duration::from_secs(2);
 
 #[test]
 fn t38_many_flows_keep_to_the_rate() {
-    let lab = Lab::without_capture();
+    let lab = Lab::alone();
     let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
     let [_, (_, owned)] = lab.shapes();
     let mut inside = Inside::start(owned.flags(&format!("--rate 20mbit {ALLOW}")));
-    for (host, control, flows, offloaded) in [(OK6, "cubic", 64, true), (OK, "bbr", 8, false)] {
+    for (host, control, flows, offloaded) in [(OK, "bbr", 8, false), (OK6, "cubic", 64, true)] {
         if !controlled_by(&lab, host, control) {
             continue;
         }
         offloads(&lab, offloaded);
-        let what = format!("{host} {control} x{flows}, offloads {offloaded}");
-        let mut measure = || {
+        holds(&format!("{host} {control} x{flows}, offloads {offloaded}"), 20.0 * MBIT, || {
             gauge.reset();
-            inside.ask(&format!("{blast} {host} 5201 2 tcp {flows}")).exits(0);
-            on_the_wire(host, "tcp", gauge.rate(SETTLED))
-        };
-        if control == "cubic" {
-            holds(&what, 20.0 * MBIT, measure);
-        } else {
-            // Young flows of BBR that share a rate reach two thirds to all of it: their own model sends less than they may.
-            let seen: Vec<f64> = (0..TRIES).map(|_| measure() / (20.0 * MBIT)).collect();
-            println!("{what}: {seen:.3?} of the rate");
-            assert!(seen.iter().all(|ratio| (0.6..=1.05).contains(ratio)), "{what}: {seen:.3?} of the rate");
-        }
+            inside.ask(&format!("{blast} {host} 5201 3.5 tcp {flows}")).exits(0);
+            on_the_wire(host, "tcp", gauge.rate(AGREED))
+        });
     }
     inside.end().exits(0);
 }
 
 #[test]
 fn t38_tcp_and_udp_share_one_bucket() {
-    let lab = Lab::without_capture();
+    let lab = Lab::alone();
     let (blast, stream, datagrams) = (lab.probe("blast.py"), lab.gauge(5201), lab.gauge(5202));
     let mut inside = Inside::start(lab.egressd("run").flags(&format!("--rate 20mbit {ALLOW}")));
     // Not from each one's first byte: a stream that is starved has long gaps.
-    let bits = |gauge: &Gauge| (gauge.within(2 * SETTLED) - gauge.within(SETTLED)) as f64 * 8.0 / SETTLED.as_secs_f64();
+    let bits = |gauge: &Gauge| (gauge.within(3 * SETTLED) - gauge.within(SETTLED)) as f64 * 4.0 / SETTLED.as_secs_f64();
     holds("tcp and udp together", 20.0 * MBIT, || {
         [&stream, &datagrams].into_iter().for_each(Gauge::reset);
-        let tcp = inside.begin(&format!("{blast} {OK} 5201 1.7 tcp 2"));
-        let udp = inside.begin(&format!("{blast} {OK6} 5202 1.7 udp 1"));
+        let tcp = inside.begin(&format!("{blast} {OK} 5201 2.4 tcp 2"));
+        let udp = inside.begin(&format!("{blast} {OK6} 5202 2.4 udp 1"));
         inside.answer(tcp).exits(0);
         inside.answer(udp).exits(0);
         let (tcp, udp) = (on_the_wire(OK, "tcp", bits(&stream)), on_the_wire(OK6, "udp", bits(&datagrams)));
@@ -61,19 +52,42 @@ fn t38_tcp_and_udp_share_one_bucket() {
     inside.end().exits(0);
 }
 
+/// A share that a socket does not use is the others'.
+#[test]
+fn t38_sockets_that_say_little_take_no_share() {
+    let lab = Lab::alone();
+    let (blast, stream, words) = (lab.probe("blast.py"), lab.gauge(5201), lab.gauge(5202));
+    let [(_, boxed), _] = lab.shapes();
+    let mut inside = Inside::start(boxed.flags(&format!("--rate 20mbit {ALLOW}")));
+    holds("one that sends beside twenty that say little", 20.0 * MBIT, || {
+        [&stream, &words].into_iter().for_each(Gauge::reset);
+        let chat = inside.begin(&format!("{blast} {OK6} 5202 4 chat 20"));
+        until(SOON, "all of them speak", || words.total() > 20 * 100 * 5);
+        inside.ask(&format!("{blast} {OK} 5201 2.7 tcp 1")).exits(0);
+        inside.answer(chat).exits(0);
+        // A word of 100 bytes behind 72 of headers.
+        let little = words.rate(SETTLED) * 172.0 / 100.0;
+        assert!(little > MBIT / 2.0, "they go on: {little} bit/s");
+        little + on_the_wire(OK, "tcp", stream.rate(SETTLED))
+    });
+    inside.end().exits(0);
+}
+
 #[test]
 fn t38_both_directions_at_once() {
-    let lab = Lab::without_capture();
+    let lab = Lab::alone();
     lab.source(5203);
     let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
     let policy = lab.file("both.toml", "[bandwidth]\negress = \"20mbit\"\ningress = \"40mbit\"");
     let [_, (_, owned)] = lab.shapes();
     let mut inside = Inside::start(owned.flags(&format!("--policy {} {ALLOW}", policy.display())));
+    // The answers to the upload wait in the download's queue. BBR takes the shortest round trip for the path's and sends too little then.
+    controlled_by(&lab, OK6, "cubic");
     // Answers to what comes down are paid for as well: a fortieth of it.
     holds("both directions", 1.0, || {
         gauge.reset();
-        let down = inside.begin(&format!("{blast} {OK} 5203 1.7 take 1"));
-        let up = inside.begin(&format!("{blast} {OK6} 5201 1.7 tcp 1"));
+        let down = inside.begin(&format!("{blast} {OK} 5203 2.7 take 1"));
+        let up = inside.begin(&format!("{blast} {OK6} 5201 2.7 tcp 1"));
         let said = inside.answer(down);
         inside.answer(up).exits(0);
         let down = on_the_wire(OK, "tcp", taken(&said)) / (40.0 * MBIT);
@@ -89,23 +103,24 @@ fn t38_both_directions_at_once() {
 /// loss on its way gives it its pace.
 #[test]
 fn a_limit_that_comes_later_holds_the_flow_that_is_there() {
-    let lab = Lab::without_capture();
+    let lab = Lab::alone();
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
     assert!(controlled_by(&lab, OK, "cubic"), "every kernel has cubic");
     let mut sandbox = attach_in_the_box(&lab, &job, open(""));
     let flow = job.spawn(&format!("{blast} {OK} 5201 60 tcp 1"));
     until(SOON, "the flow is fast", || lately(&gauge) > 100.0);
     lab.box_ns().enter(|| sandbox.update(open("egress = \"20mbit\"")).unwrap());
-    gauge.reset();
-    until(SOON, "three seconds of it", || gauge.slices(Duration::from_secs(1)).len() > 3);
-    let ratio = on_the_wire(OK, "tcp", gauge.rate(SETTLED)) / (20.0 * MBIT);
-    println!("held by drops alone: {ratio:.3} of the rate");
-    assert!((0.6..=1.05).contains(&ratio), "held by drops alone: {ratio:.3} of the rate");
-
     // The most that the socket may send, as the kernel tells it: pacing_rate NOW/MOST.
     let pace = || lab.box_ns().sh(&format!("ss -tinH dst {OK}:5201")).stdout;
     let is_paced = || pace().split_whitespace().skip_while(|word| *word != "pacing_rate").nth(1).unwrap().contains('/');
     assert!(!is_paced(), "{}", pace());
+    gauge.reset();
+    // So many that a bucket's worth, which a flow that waited has in advance, is less than a twentieth.
+    until(SOON, "six seconds of it", || gauge.slices(Duration::from_secs(1)).len() > 6);
+    let ratio = on_the_wire(OK, "tcp", gauge.rate(SETTLED)) / (20.0 * MBIT);
+    println!("held by drops alone: {ratio:.3} of the rate");
+    assert!((0.6..=1.05).contains(&ratio), "held by drops alone: {ratio:.3} of the rate");
+
     let lossy = "add table inet lossy; add chain inet lossy in { type filter hook input priority 0; }; \
                  add rule inet lossy in tcp dport 5201 numgen inc mod 200 == 0 drop";
     lab.sink_ns().sh(&format!("nft '{lossy}'")).exits(0);

@@ -3,7 +3,7 @@
 use super::{MBIT, OK, lately, limits_beside_devices, on_the_wire, open};
 use crate::{job::Job, library::directories};
 use egress_agent::sandbox::{Error, Sandbox};
-use lab::{Lab, until};
+use lab::{Lab, undisturbed, until};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const LIMITS: &str = "[bandwidth]\negress = \"20mbit\"\ningress = \"20mbit\"";
 
 #[test]
 fn t38_limits_outlive_a_kill_and_are_adopted() {
-    let lab = Lab::without_capture();
+    let lab = Lab::alone();
     lab.source(5203);
     let (job, blast, gauge) = (Job::new(&lab, "job"), lab.probe("blast.py"), lab.gauge(5201));
     let before = lab.snapshot();
@@ -28,8 +28,10 @@ fn t38_limits_outlive_a_kill_and_are_adopted() {
     let sent = || bandwidth()["egress"]["bytes"].as_u64().unwrap();
     let queue = || lab.outer_ns().sh("tc qdisc show dev box0").exits(0).stdout.clone();
     let down = || {
-        let said = job.sh(&format!("{blast} {OK} 5203 1.7 take 1"));
-        on_the_wire(OK, "tcp", super::taken(&said)) / (20.0 * MBIT)
+        undisturbed("down", || {
+            let said = job.sh(&format!("{blast} {OK} 5203 2.7 take 1"));
+            on_the_wire(OK, "tcp", super::taken(&said)) / (20.0 * MBIT)
+        })
     };
     holds("a served flow keeps to its rate");
 
@@ -59,7 +61,7 @@ fn t38_limits_outlive_a_kill_and_are_adopted() {
 /// An owner that died between the maps and the record, or between the maps and the queue, leaves them apart.
 #[test]
 fn adoption_leads_limits_and_queue_to_the_policy_on_record() {
-    let lab = Lab::without_capture();
+    let lab = Lab::alone();
     let job = Job::new(&lab, "job");
     let queue = || lab.outer_ns().sh("tc qdisc show dev box0").exits(0).stdout.clone();
     let builder = Sandbox::builder(open("egress = \"20mbit\"\ningress = \"20mbit\"")).cgroup(job.cgroup().path());
