@@ -10,7 +10,9 @@ fn ip(number: u32) -> IpAddr {
 /// An answer whose permits the kernel took.
 fn learn(learned: &mut Learned, name: &str, addresses: &[IpAddr], expires_ns: u64, now: u64) -> Result<Admitted, Full> {
     let admitted = learned.admit(name, addresses, now)?;
-    addresses.iter().for_each(|address| learned.note(*address, name, expires_ns));
+    for &address in addresses {
+        learned.note(address, name, expires_ns);
+    }
     Ok(admitted)
 }
 
