@@ -2,6 +2,7 @@
 //! observing.
 
 mod observing;
+mod reload;
 mod several;
 
 use crate::job::{Job, end, judges_foreign};

@@ -1,6 +1,12 @@
 //! `egressd attach`: enforcement for a cgroup that exists already.
 
-use super::{exit::Exit, exit::Refused, policy_flags::PolicyFlags, term};
+use super::{
+    control::{self, Served},
+    exit::Exit,
+    exit::Refused,
+    policy_flags::PolicyFlags,
+    term,
+};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use egress_agent::{
@@ -85,7 +91,7 @@ impl Target {
 
 impl Attach {
     pub(super) fn act(self, directories: &Directories) -> Result<u8> {
-        let policy = self.policy.load()?;
+        let policy = self.policy.clone().load()?;
         if self.pin {
             refuse_pin(&policy)?;
         }
@@ -117,13 +123,13 @@ impl Attach {
             sandbox.pin(&name)?;
             return Ok(Exit::Done.into());
         };
-        follow(sandbox, &signals)
+        follow(&control::serve(sandbox, self.policy)?, &signals)
     }
 }
 
 /// Serves until a signal comes or somebody detaches.
-fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
-    let events = sandbox.events();
+fn follow(served: &Served, signals: &SignalFd) -> Result<u8> {
+    let Some(events) = served.look(Sandbox::events) else { return Ok(Exit::Done.into()) };
     let mut looked: Option<Instant> = None;
     while signals.read_signal().context("cannot read signals")?.is_none() {
         // Not at every event: it takes a look at files, and the sandbox chooses how many events there are.
@@ -131,16 +137,19 @@ fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
         if due {
             looked = Some(Instant::now());
         }
-        if due && sandbox.was_detached() {
+        if due
+            && served.look(Sandbox::was_detached) == Some(true)
+            && let Some(sandbox) = served.take()
+        {
             term::say(&format!("{} was detached by another egressd", sandbox.name()));
             // Its pins are gone: there is nothing left to leave closed.
             drop(sandbox.release());
             return Ok(Exit::Done.into());
         }
-        if let Some(failure) = sandbox.dns_failure() {
-            let left = match sandbox.release()? {
-                Released::Detached => "detached",
-                Released::Enforced => "it stays closed; egressd detach opens it",
+        if let Some(failure) = served.look(Sandbox::dns_failure).flatten() {
+            let left = match served.take().map(Sandbox::release).transpose()? {
+                Some(Released::Enforced) => "it stays closed; egressd detach opens it",
+                Some(Released::Detached) | None => "detached",
             };
             term::say(&format!("{failure}: {left}"));
             return Ok(Exit::Lost.into());
@@ -150,6 +159,7 @@ fn follow(sandbox: Sandbox, signals: &SignalFd) -> Result<u8> {
             return Ok(Exit::Lost.into());
         }
     }
+    let Some(sandbox) = served.take() else { return Ok(Exit::Done.into()) };
     let (name, is_guest) = (sandbox.name().to_owned(), sandbox.is_guest());
     match sandbox.release()? {
         Released::Detached => {}

@@ -56,6 +56,15 @@ pub(super) enum Refused {
     /// `run --verify` of a sandbox that is not closed.
     #[error("--verify: the command was not started: {0}")]
     NotClosed(String),
+    /// Whoever serves the sandbox could not put the policy in force.
+    #[error("the policy before stays in force: {0}")]
+    Reload(String),
+    /// A sandbox that was pinned, or whose owner was killed.
+    #[error(
+        "no egressd serves this sandbox, so its policy stays as it is; \
+         egressd attach with the same --cgroup or --device takes it over with another"
+    )]
+    Unserved,
     /// A DEST on the command line.
     #[error("{text:?} is no destination")]
     Destination { text: String, source: egress_agent::policy::DestinationError },

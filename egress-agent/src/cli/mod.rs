@@ -2,12 +2,14 @@
 
 mod attach;
 mod check;
+mod control;
 mod detach;
 mod doctor;
 mod events;
 mod exit;
 mod explain;
 mod policy_flags;
+mod reload;
 mod run;
 mod run_flags;
 mod status;
@@ -73,6 +75,7 @@ enum Verb {
     Run(Box<run_flags::Run>),
     Attach(Box<attach::Attach>),
     Detach(detach::Detach),
+    Reload(Box<reload::Reload>),
     Status(status::Status),
     Events(events::Events),
     Explain(explain::Explain),
@@ -83,7 +86,7 @@ enum Verb {
 }
 
 /// Verbs of the contract that are still to come. They are not listed, but typing one must not look like a typing error.
-const LATER: [&str; 5] = ["reload", "suggest", "gc", "daemon", "hook"];
+const LATER: [&str; 4] = ["suggest", "gc", "daemon", "hook"];
 
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
@@ -128,6 +131,7 @@ fn act(verb: Verb, directories: &Directories) -> Result<u8> {
         Verb::Run(run) => run::run(*run, directories),
         Verb::Attach(attach) => attach.act(directories),
         Verb::Detach(detach) => detach.act(directories),
+        Verb::Reload(reload) => reload.act(directories),
         Verb::Status(status) => status.act(directories),
         Verb::Events(events) => events.act(directories),
         Verb::Explain(explain) => explain.act(directories),

@@ -7,7 +7,7 @@ use egress_agent::policy::{Flags, Policy, PreResolve, Source};
 use std::path::PathBuf;
 
 /// What the sandbox may reach. Flags repeat; allows add up, denies win. A variable takes one value a line.
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Policy")]
 pub(super) struct PolicyFlags {
     /// Policy file, TOML or .json; more than one are used together, e.g. --policy /etc/egressd/org.toml --policy ci.toml

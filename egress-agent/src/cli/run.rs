@@ -1,6 +1,12 @@
 //! `egressd run`: the order in which nothing can leave before it is judged.
 
-use super::{exit::Refused, run_flags::Run, summary_file, term};
+use super::{
+    control::{self, Served},
+    exit::Refused,
+    policy_flags::PolicyFlags,
+    run_flags::Run,
+    summary_file, term,
+};
 use anyhow::{Context as _, Result};
 use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
@@ -32,6 +38,8 @@ const RAW_SOCKETS: &str = "net_raw";
 struct Plan {
     signals: Signals,
     policy: Policy,
+    /// What the policy was read from, for a reload.
+    policy_flags: PolicyFlags,
     identity: Identity,
     cap_names: Vec<String>,
     raw_sockets: bool,
@@ -82,7 +90,7 @@ fn refuse_nesting(parent: &Cgroup) -> Result<(), Refused> {
 
 fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
     let flags = run.flags;
-    let policy = run.policy.load()?;
+    let policy = run.policy.clone().load()?;
     let caller = Caller::current(|name| std::env::var_os(name))?;
     let identity = identity(&caller, flags.user.as_deref(), &HostAccounts)?;
     // Whether a device holds them is known after attach; whether the names make sense, now.
@@ -92,6 +100,7 @@ fn plan(run: Run, signals: Signals, fds: KeptFds) -> Result<Plan> {
     Ok(Plan {
         signals,
         policy,
+        policy_flags: run.policy,
         env: environment(std::env::vars_os(), &identity, &added),
         identity,
         shares: flags.shares(),
@@ -152,7 +161,8 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         hidden: vec![directories.pin.clone(), directories.state.clone()],
     };
     plan.signals.check_before_start()?;
-    let (exit, sent) = follow(&command, cgroup, &plan.signals, plan.limits, sandbox)?;
+    let served = control::serve(sandbox, plan.policy_flags)?;
+    let (exit, sent) = follow(&command, cgroup, &plan.signals, plan.limits, &served)?;
     tell(denials, &sent, plan.report);
     Ok(exit.code())
 }
@@ -174,13 +184,14 @@ fn follow(
     cgroup: &Cgroup,
     signals: &Signals,
     limits: Limits,
-    sandbox: Sandbox,
+    served: &Served,
 ) -> Result<(Exit, Vec<Sent>)> {
     let mut child = spawn(command, cgroup)?;
     let waited = child.wait(signals, limits);
     if let Err(error) = child.end() {
         term::say(&super::exit::message(&error.into()));
     }
+    let Some(sandbox) = served.take() else { return Ok((waited?, Vec::new())) };
     let sent = sandbox.sent().unwrap_or_else(|error| {
         tracing::warn!(%error, "where it sent most is not known");
         Vec::new()

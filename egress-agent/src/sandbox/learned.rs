@@ -38,16 +38,10 @@ pub(super) struct Learned {
 }
 
 impl Learned {
-    /// Takes in the addresses of a name's answer, all or none. What gives way has expired, or is the name's own and ends
-    /// first; never what another name still leads to.
-    pub(super) fn admit(
-        &mut self,
-        name: &str,
-        addresses: &[IpAddr],
-        expires_ns: u64,
-        now: u64,
-    ) -> Result<Admitted, Full> {
-        if let Some(new) = self.prolong(name, addresses, expires_ns, now) {
+    /// Makes room for the addresses of a name's answer, for all or none. What gives way has expired, or is the name's own and
+    /// ends first; never what another name still leads to. The name leads to them once [`Self::note`] was told so.
+    pub(super) fn admit(&mut self, name: &str, addresses: &[IpAddr], now: u64) -> Result<Admitted, Full> {
+        if let Some(new) = self.knows(name, addresses, now) {
             return Ok(Admitted { new, gone: Vec::new() });
         }
         let mut gone = Vec::new();
@@ -72,21 +66,15 @@ impl Learned {
             leaving = leaving.iter().chain(others).copied().collect();
             gone.extend(self.release(name, &leaving));
         }
-        let new = more > 0 || addresses.iter().any(|address| !self.is_live(name, *address, now));
-        for &address in addresses {
-            self.note(address, name, expires_ns);
-        }
-        Ok(Admitted { new, gone })
+        Ok(Admitted { new: true, gone })
     }
 
-    /// Has addresses that the name leads to already do so at least until then; true where one of them no longer was live. `None`
-    /// for an answer that holds others; what was prolonged of one that finds no room stays so, for people.
-    fn prolong(&mut self, name: &str, addresses: &[IpAddr], expires_ns: u64, now: u64) -> Option<bool> {
+    /// `None` unless the name leads to all of these; true where it no longer leads to one of them.
+    fn knows(&self, name: &str, addresses: &[IpAddr], now: u64) -> Option<bool> {
         let mut new = false;
         for address in addresses {
-            let held = self.by_address.get_mut(address)?.iter_mut().find(|held| held.name == name)?;
+            let held = self.by_address.get(address)?.iter().find(|held| held.name == name)?;
             new |= held.expires_ns <= now;
-            held.expires_ns = held.expires_ns.max(expires_ns);
         }
         Some(new)
     }
@@ -123,10 +111,6 @@ impl Learned {
         for held in self.by_address.values_mut().flatten() {
             held.expires_ns = held.expires_ns.saturating_sub(slept_ns);
         }
-    }
-
-    fn is_live(&self, name: &str, address: IpAddr, now: u64) -> bool {
-        self.live_names(address, now).any(|live| live == name)
     }
 
     /// The name's addresses but for these, the one that ends first in front.

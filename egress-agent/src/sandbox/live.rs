@@ -30,6 +30,7 @@ use std::{
     io,
     net::{SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -108,6 +109,11 @@ impl Sandbox {
     /// Its name, unique on the host.
     pub fn name(&self) -> &str {
         &self.plan.name
+    }
+
+    /// Where its record and its events stand, and what its owner puts there; it goes with the sandbox.
+    pub fn directory(&self) -> PathBuf {
+        Record::directory(&self.directories, self.name())
     }
 
     /// What is promised now: devices may come later.

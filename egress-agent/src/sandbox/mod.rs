@@ -46,7 +46,7 @@ pub use error::Error;
 pub use explain::{Explanation, explain};
 pub use live::{Released, Sandbox};
 pub use sent::Sent;
-pub use status::{HookStatus, MapUse, Status, event_files, list};
+pub use status::{HookStatus, MapUse, Status, directory, event_files, list};
 pub use target::Which;
 pub(crate) use view::{DeviceView, View, view};
 

@@ -223,10 +223,10 @@ impl dns::Permits for Permits {
         if in_force.generation != generation {
             return Err(dns::PermitError::StalePolicy);
         }
-        let addresses: Vec<IpAddr> = addresses.iter().copied().map(canonical).collect();
-        let admitted = in_force.learned.admit(&name.to_string(), &addresses, expires_ns, now);
+        let (name, addresses) = (name.to_string(), addresses.iter().copied().map(canonical).collect::<Vec<_>>());
+        let admitted = in_force.learned.admit(&name, &addresses, now);
         let Admitted { new, gone } = admitted.map_err(|Full| dns::PermitError::Full)?;
-        in_force.changed |= new || !gone.is_empty();
+        in_force.changed |= !gone.is_empty();
         let rules = rules.iter().filter_map(|rule| in_force.image.name_rules.get(*rule));
         let grants: Vec<Grant> = rules.map(|&rule| Grant { expires_ns, rule }).collect();
         let written = gone.into_iter().try_for_each(|address| self.close(address)).and_then(|()| {
@@ -238,6 +238,11 @@ impl dns::Permits for Permits {
             Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => dns::PermitError::Full,
             errno => dns::PermitError::Map { errno: errno.unwrap_or(libc::EIO) },
         })?;
+        // Only now: nobody may hear of an address that the kernel refused.
+        for &address in &addresses {
+            in_force.learned.note(address, &name, expires_ns);
+        }
+        in_force.changed |= new;
         let evicted = changes.iter().filter(|change| change.evicts).map(|change| change.address).collect();
         Ok(dns::Written { new, evicted })
     }

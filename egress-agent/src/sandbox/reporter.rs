@@ -48,6 +48,8 @@ pub(super) struct Scene {
     pub(super) directory: PathBuf,
     /// Who answers DNS, until that ends.
     pub(super) server: Mutex<Weak<dns::Server>>,
+    /// The process that was looked up last in this pass of the reader, and its executable.
+    looked_up: Mutex<Option<(u32, Option<String>)>>,
 }
 
 impl Scene {
@@ -60,6 +62,11 @@ impl Scene {
     /// Has the reader say it when the server fails.
     pub(super) fn watch(&self, server: &Arc<dns::Server>) {
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(server);
+    }
+
+    /// Processes may have executed something else since.
+    fn look_again(&self) {
+        *self.looked_up.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What the server failed by, told once.
@@ -82,8 +89,14 @@ impl Resolver for Scene {
     }
 
     fn exe(&self, pid: u32) -> Option<String> {
-        let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-        Some(path.to_string_lossy().into_owned())
+        // Whoever is denied is often denied again and again, and asking the kernel is the dearest part of an event.
+        let mut looked_up = self.looked_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, exe) = looked_up.take_if(|(known, _)| *known == pid).unwrap_or_else(|| {
+            let path = fs::read_link(format!("/proc/{pid}/exe")).ok();
+            (pid, path.map(|path| path.to_string_lossy().into_owned()))
+        });
+        *looked_up = Some((pid, exe.clone()));
+        exe
     }
 
     fn wall_clock(&self, monotonic_ns: u64) -> SystemTime {
@@ -152,6 +165,7 @@ impl Reporting {
             tables: Arc::clone(&set.tables),
             directory,
             server: Mutex::new(Weak::new()),
+            looked_up: Mutex::default(),
         });
         let (sender, queue) = mpsc::channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
@@ -203,15 +217,18 @@ impl Reading {
     pub(super) fn take_in(&mut self) {
         let (scene, sink, fold) = (&self.scene, &self.sink, &mut self.fold);
         let subject = scene.subject();
+        scene.look_again();
         for record in self.records.drain(..) {
             for event in Event::from_record(&record, &subject, scene.as_ref()) {
                 sink.emit(&event);
             }
         }
         let now = Instant::now();
-        while let Ok(event) = self.inbox.try_recv() {
-            // The lock goes before the fold: resolving a rule's text takes it again.
-            let policy = Arc::clone(&scene.permits.in_force().policy);
+        // Those that wait by now: a flood must not keep the kernel's own records waiting. None is of a later policy.
+        let waiting = self.inbox.len();
+        let policy = Arc::clone(&scene.permits.in_force().policy);
+        for _ in 0..waiting {
+            let Ok(event) = self.inbox.try_recv() else { break };
             for event in Event::from_dns(&event, SystemTime::now(), &subject, &policy, scene.as_ref()) {
                 for event in fold.push(event, now) {
                     sink.emit(&event);

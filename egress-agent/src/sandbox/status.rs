@@ -208,6 +208,11 @@ fn hooks_of(record: &Record, links: &Path, ours: &BTreeSet<u32>) -> Result<Vec<H
     Ok(hooks)
 }
 
+/// Where what there is of one sandbox stands: its record, its events, and what its owner puts there. Without a name, of the only one.
+pub fn directory(directories: &Directories, which: Option<&Which>) -> Result<PathBuf, Error> {
+    Ok(Record::directory(directories, &Record::of(directories, which)?.name))
+}
+
 /// The event files of one sandbox, or of all.
 pub fn event_files(directories: &Directories, which: Option<&Which>) -> Result<Vec<PathBuf>, Error> {
     let records = match which {

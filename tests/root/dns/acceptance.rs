@@ -127,6 +127,8 @@ fn t32_no_names_no_look_ups() {
             .output()
             .exits(0);
     }
+    // Nor where a wildcard spells no name out.
+    lab.egressd("run").flags("--allow 198.51.100.10 --allow *.ok.test").program(&["true"]).output().exits(0);
     assert!(lab.zone().queries().is_empty(), "{:?}", lab.zone().queries());
     let dns: Vec<_> = lab.frames().into_iter().filter(|frame| frame.is_udp(53) || frame.is_tcp(53)).collect();
     assert!(dns.is_empty(), "{dns:?}");

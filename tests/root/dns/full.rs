@@ -4,9 +4,11 @@ use crate::{
     job::Job,
     library::{attach_in_the_box, policy},
 };
-use lab::{Entry, Lab, need};
+use lab::{Entry, Lab, need, until};
 use serde_json::Value;
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, path::Path, time::Duration};
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// What bpftool says of a map, as JSON.
 fn bpftool(lab: &Lab, words: &str, map: &Path) -> Value {
@@ -27,8 +29,9 @@ fn e02_an_answer_that_does_not_fit_opens_nothing() {
     let lab = Lab::new();
     let job = Job::new(&lab, "job");
     lab.zone().put("many.test", Entry::at(&ADDRESSES).ttl(600));
+    lab.zone().put("one.test", Entry::at(&["198.51.100.15"]).ttl(600));
     let before = lab.snapshot();
-    let sandbox = attach_in_the_box(&lab, &job, policy("names = [\"many.test\"]"));
+    let sandbox = attach_in_the_box(&lab, &job, policy("names = [\"many.test\", \"one.test\"]"));
     let map = lab.pin_dir().join(sandbox.name()).join("maps/PERMITS");
     let entries = || bpftool(&lab, "dump", &map).as_array().unwrap().len() as u64;
     let shape = bpftool(&lab, "show", &map);
@@ -57,9 +60,19 @@ fn e02_an_answer_that_does_not_fit_opens_nothing() {
     for address in ADDRESSES {
         assert_eq!(job.curl(address, &lab.token("closed")), Some(7), "{address}");
     }
+    // Nor does anybody hear that the name has them, once it is known what an answer that fits left behind.
+    let explained = |name: &str| lab.egressd("explain").arg(name).output().exits(0).stdout.clone();
+    let names_of = |address: &str| job.sh(&format!("dig +tries=1 +time=3 +short -x {address}")).stdout;
+    job.sh("dig +tries=1 +time=3 one.test").says("NOERROR");
+    until(SOON, "one.test is written down", || explained("one.test").contains("198.51.100.15"));
+    assert_eq!(names_of("198.51.100.15"), "one.test.\n");
+    assert!(explained("many.test").contains("not_resolved_yet"), "{}", explained("many.test"));
+    assert_eq!(ADDRESSES.map(names_of), [""; 5]);
     // Its twin, where there is room.
     batch(&|number| format!("delete pinned {at} key hex{}", key(number)), 0..strangers);
     look_up().says("NOERROR").says(ADDRESSES[4]);
+    until(SOON, "many.test is written down", || explained("many.test").contains(ADDRESSES[4]));
+    assert_eq!(ADDRESSES.map(names_of), ["many.test.\n"; 5]);
     for address in ADDRESSES {
         assert_eq!(job.curl(address, &lab.token("open")), Some(0), "{address}");
     }

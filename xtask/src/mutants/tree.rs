@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt, fs,
     hash::{DefaultHasher, Hash, Hasher as _},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -78,6 +79,10 @@ impl Tree {
         }
         tree.fingerprint = hasher.finish();
         forget_all_but(&files.iter().map(|path| tree.root.join(path)).collect(), &tree.root)?;
+        // What setup unpacked, which tests look for below the tree that they were built of.
+        let (here, there) = (workspace.join("target/unpacked"), tree.root.join("target"));
+        fs::create_dir_all(&there)?;
+        symlink(&here, there.join("unpacked")).with_context(|| format!("cannot link {}", here.display()))?;
         Ok(tree)
     }
 

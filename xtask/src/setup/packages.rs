@@ -27,6 +27,7 @@ const fn package(name: &'static str, command: &'static str, asks: &'static str) 
 pub(crate) const NEEDED: &[Package] = &[
     package("gcc", "cc", "links everything"),
     package("libc6-dev", "", "links everything"),
+    package("g++", "c++", "libFuzzer, which the fuzz targets link, is C++"),
     package(LLVM, "", "bpf-linker, which links the kernel half, links LLVM 22"),
     package("git", "git", "the style gates list the files of the tree, tests clone"),
     package("squid", "squid", "the proxy of tests and demo"),
@@ -55,6 +56,7 @@ pub(crate) const NEEDED: &[Package] = &[
     package("chromium-headless-shell", "chromium-headless-shell", "real client"),
     package("unbound", "unbound", "forwards from inside a sandbox, bench"),
     package("dnsmasq-base", "dnsmasq", "forwards from inside a sandbox, bench"),
+    package("publicsuffix", "", "where registries draw the line between names"),
     package("openssl", "openssl", "TLS servers in the lab"),
     package("tcpdump", "tcpdump", "sinks that see frames"),
     package("bpftool", "bpftool", "looks at programs, maps and links from outside"),

@@ -10,5 +10,6 @@ mod reload;
 pub(super) mod scripted;
 mod serving;
 mod streams;
+mod suffixes;
 mod trust;
 mod tunnels;
