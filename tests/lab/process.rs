@@ -97,8 +97,12 @@ impl Stream {
         let kept = Arc::clone(&bytes);
         let reader = std::thread::spawn(move || {
             let mut chunk = [0; 8192];
-            while let Ok(count @ 1..) = source.read(&mut chunk) {
-                kept.lock().expect("output").extend_from_slice(&chunk[..count]);
+            loop {
+                match source.read(&mut chunk) {
+                    Ok(count @ 1..) => kept.lock().expect("output").extend_from_slice(&chunk[..count]),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => return,
+                }
             }
         });
         Self { bytes, reader: Some(reader) }

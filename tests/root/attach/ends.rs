@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 /// A shell that takes orders from a pipe in its directory, whoever else dies.
 const SHELL: &str =
-    "mkfifo orders; exec 3<>orders; echo up; while read -r line <&3; do eval \"$line\"; echo \"end=$?\"; done";
+    "mkfifo orders; exec 3<>orders; echo at work; while read -r line <&3; do eval \"$line\"; echo \"end=$?\"; done";
 
 /// The exit status of one line of [`SHELL`].
 fn ask(lab: &Lab, shell: &Running, line: &str) -> i32 {
@@ -54,7 +54,7 @@ fn killing_run_opens_nothing() {
     let closed = lab.token("closed");
     // Only where processes are shared does the command outlive it.
     let mut run = lab.egressd("run").flags("--allow ok.test --share pid").sh(SHELL).spawn();
-    run.says("up", SOON);
+    run.says("at work", SOON);
     assert_eq!(ask(&lab, &run, &format!("curl -fsS -m3 http://ok.test/{}", lab.token("learned"))), 0);
     run.signal(Signal::SIGKILL);
     run.wait(SOON);
@@ -83,9 +83,9 @@ fn killing_run_ends_its_command() {
     let before = lab.snapshot();
     let token = lab.token("alive");
     let script =
-        format!("setsid sh -c 'while :; do curl -fsS http://ok.test/{token}; done' & echo up; exec sleep 1000");
+        format!("setsid sh -c 'while :; do curl -fsS http://ok.test/{token}; done' & echo at work; exec sleep 1000");
     let mut run = lab.egressd("run").flags("--allow ok.test").sh(&script).spawn();
-    run.says("up", SOON);
+    run.says("at work", SOON);
     until(SOON, "it works", || !lab.hits(&token).is_empty());
     let cgroup = lab.caller().below().pop().expect("the cgroup of the run");
     run.signal(Signal::SIGKILL);
