@@ -62,13 +62,24 @@ impl Capture {
     /// nothing is not mistaken for a wire without traffic.
     #[track_caller]
     pub fn frames(&self) -> Vec<Frame> {
+        self.all().into_iter().filter(|frame| !frame.is_housekeeping()).collect()
+    }
+
+    /// Those that `frames` leaves out.
+    #[track_caller]
+    pub fn housekeeping(&self) -> Vec<Frame> {
+        self.all().into_iter().filter(Frame::is_housekeeping).collect()
+    }
+
+    #[track_caller]
+    fn all(&self) -> Vec<Frame> {
         // Twice, because a frame that waits in a CPU's queue for the bridge is queued once more behind it.
         for _ in 0..2 {
             self.mark();
         }
         assert_eq!(dropped(&self.socket), 0, "the capture lost frames");
         let seen = self.seen.lock().expect("frames");
-        seen.iter().filter(|frame| !frame.payload.starts_with(MARKER) && !frame.is_housekeeping()).cloned().collect()
+        seen.iter().filter(|frame| !frame.payload.starts_with(MARKER)).cloned().collect()
     }
 
     fn mark(&self) {

@@ -241,6 +241,12 @@ impl Lab {
         self.capture.as_ref().expect("a lab with a capture").frames()
     }
 
+    /// ARP, discovery and reports of groups, which `frames` leaves out.
+    #[track_caller]
+    pub fn housekeeping(&self) -> Vec<Frame> {
+        self.capture.as_ref().expect("a lab with a capture").housekeeping()
+    }
+
     /// Starts a capture of what goes over the box's loopback device: what sandboxes there ask egressd.
     pub fn loopback(&self) -> Capture {
         Capture::start(&self.boxed, "lo", (&self.boxed, Ipv4Addr::LOCALHOST), self.stop.clone())

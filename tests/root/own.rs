@@ -1,8 +1,13 @@
 //! What never leaves the sandbox is untouched: loopback, and its own addresses as they are at this moment.
 
-use std::time::Duration;
+use lab::{Frame, Inside, Lab, NEIGHBOUR, until};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
-use lab::{Inside, Lab, NEIGHBOUR, until};
+/// RFC 3810, 5.2.14.
+const MLD_REPORTS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
 
 #[test]
 fn t08_loopback_untouched() {
@@ -61,6 +66,29 @@ addr add 198.51.100.31/24 dev eth0\naddr del 198.51.100.30/24 dev eth0\naddr rep
     assert!(frames.is_empty(), "own addresses stay on lo, others are closed: {frames:#?}");
     lab.unconfined(&format!("curl -fsS -m2 http://{NEIGHBOUR}:8080/{token}")).exits(0);
     lab.expect_hits(&token, 1);
+}
+
+/// What a network stack tells the link of itself is stopped at the device; the end of a run does not blame the command.
+#[test]
+fn reports_of_groups_are_stopped_and_are_not_the_commands() {
+    let lab = Lab::new();
+    let own = lab.box_ns().sh("ip -6 -o addr show dev eth0 scope link | sed 's/.*inet6 //; s/\\/.*//'").stdout;
+    let own: IpAddr = own.trim().parse().unwrap();
+    let is_report = |frame: &&Frame| (frame.src, frame.dst) == (own, MLD_REPORTS.into());
+    let reports = || lab.housekeeping().iter().filter(is_report).count();
+    let mut inside = Inside::start(lab.egressd("run").entering(lab.box_ns()));
+    let before = reports();
+    lab.box_ns().ip("addr add 2001:db8::77/64 dev eth0 nodad");
+    until(Duration::from_secs(5), "the report is denied", || {
+        lab.egressd("events").flags("--json").output().stdout.contains("ff02::16")
+    });
+    inside.ask("curl -sS -m2 http://203.0.113.7/").exits(7);
+    assert_eq!(reports(), before);
+    let ended = inside.end();
+    ended.says("denied 1x 203.0.113.7:80/tcp");
+    assert!(!ended.stderr.contains("ff02"), "{ended}");
+    lab.box_ns().ip("addr add 2001:db8::78/64 dev eth0 nodad");
+    until(Duration::from_secs(5), "without egressd it arrives", || reports() > before);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 /// Lines that [`Summary::lines`] gives for destinations.
@@ -20,6 +20,9 @@ pub const DESTINATIONS: usize = 4096;
 const FAILURES: usize = 5;
 /// Processes of one destination that are told apart.
 const PIDS: usize = 64;
+/// Where a network stack reports which groups it listens to: IGMPv3 (RFC 3376, 4.2.14) and MLDv2 (RFC 3810, 5.2.14).
+const REPORTS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(224, 0, 0, 22)), IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16))];
 
 /// Collects denials as they are reported.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +95,8 @@ impl Summary {
         Self { hosts, ..Self::default() }
     }
 
-    /// Takes note of an event; anything but a denial, a failure or a loss is passed over.
+    /// Takes note of an event; anything but a denial, a failure or a loss is passed over. So are reports of membership, which a
+    /// network stack sends on its own whenever it has a new address: a line about them would blame the command.
     pub fn add(&mut self, event: &Event) {
         let count = event.count.unwrap_or(1);
         if event.event == Kind::Lost {
@@ -105,6 +109,9 @@ impl Summary {
             *self.failed.entry((name.clone(), reason.to_string())).or_default() += count;
         }
         let Some(verdict) = event.verdict.filter(|verdict| verdict.denies()) else { return };
+        if event.pid.is_none() && event.dst_ip.is_some_and(|ip| REPORTS.contains(&ip)) {
+            return;
+        }
         let dest = destination(event);
         if self.denied.len() >= DESTINATIONS && !self.denied.contains_key(&dest) {
             self.beyond += count;

@@ -55,6 +55,16 @@ fn lines_come_by_count_with_the_flag_that_allows() {
 }
 
 #[test]
+fn what_a_network_stack_reports_on_its_own_is_not_the_commands() {
+    for report in ["ff02::16", "224.0.0.22"] {
+        let packet = connected(report, 0, Reason::ExtensionHeader);
+        assert!(summary(std::slice::from_ref(&packet)).is_empty(), "{report}");
+        assert_eq!(summary(&[Event { pid: Some(4121), ..packet }]).lines().len(), 1, "{report} by a process");
+    }
+    assert_eq!(summary(&[connected("ff02::fb", 0, Reason::ExtensionHeader)]).lines().len(), 1);
+}
+
+#[test]
 fn the_line_tells_of_hosts_files_and_of_doors_that_stay_closed() {
     let raw = Event {
         reason: Some(Reason::Protocol.name().into()),
