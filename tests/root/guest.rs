@@ -126,6 +126,18 @@ fn the_device_alone_gives_the_verdict() {
     let events = lab.egressd("events").flags("--json --device box0").output();
     events.exits(0).says("\"hook\":\"device\"").says("\"hook\":\"device_ingress\"").says(&EVIL.to_string());
 
+    // Another policy for a guest that is served.
+    let reload = |flags: &str| {
+        let flags = format!("--device box0 {flags}");
+        lab.egressd("reload").inside(lab.outer_ns()).flags(&flags).output().exits(0).says("is in force");
+    };
+    reload(&format!("--allow {OK6}"));
+    assert!(!curl(&lab, &OK.to_string(), "closed") && curl(&lab, OK6, "kept"));
+    reload("");
+    assert!(curl(&lab, &OK.to_string(), "opened"));
+    lab.expect_hits(&lab.token("opened"), 1);
+    assert_eq!(lab.hits(&lab.token("closed")).len(), 0);
+
     // A signal to egressd leaves it closed, and `detach` opens it.
     let ended = end(owner, Signal::SIGTERM);
     ended.exits(0).says("stays closed");

@@ -1,7 +1,10 @@
 //! How `egressd reload` reaches whoever serves a sandbox: a socket beside its record, in a directory of root's alone. One request
 //! for each connection, a line of JSON each way.
 
-use super::{exit::message, policy_flags::PolicyFlags};
+use super::{
+    exit::{Refused, message},
+    policy_flags::PolicyFlags,
+};
 use anyhow::{Context as _, Result};
 use egress_agent::{policy::Policy, sandbox::Sandbox};
 use nix::fcntl::{OFlag, open};
@@ -23,7 +26,7 @@ use std::{
 const SOCKET: &str = "control";
 /// Whoever asks has written everything before it connects.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The largest policy file has 16 MiB; quoted in JSON it is longer.
+/// More than a policy that fills every map.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
 
 #[derive(Serialize, Deserialize)]
@@ -110,23 +113,11 @@ fn update(request: &[u8], served: &Served, flags: &PolicyFlags) -> Result<u64> {
     Ok(sandbox.generation())
 }
 
-/// What became of a request.
-pub(super) enum Reloaded {
-    InForce {
-        generation: u64,
-    },
-    Refused {
-        why: String,
-    },
-    /// No process serves the sandbox.
-    Unserved,
-}
-
-/// Asks whoever serves the sandbox of this directory.
-pub(super) fn ask(directory: &Path, policy: Option<&Policy>) -> Result<Reloaded> {
+/// Asks whoever serves the sandbox of this directory; the number of the policy that is in force then.
+pub(super) fn ask(directory: &Path, policy: Option<&Policy>) -> Result<u64> {
     let mut stream = match at(directory, UnixStream::connect) {
         Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) => {
-            return Ok(Reloaded::Unserved);
+            return Err(Refused::Unserved.into());
         }
         stream => stream.context("cannot reach who serves the sandbox")?,
     };
@@ -138,12 +129,12 @@ pub(super) fn ask(directory: &Path, policy: Option<&Policy>) -> Result<Reloaded>
         .and_then(|()| stream.read_to_end(&mut text))
         .context("who serves the sandbox does not answer")?;
     if text.is_empty() {
-        return Ok(Reloaded::Unserved);
+        return Err(Refused::Unserved.into());
     }
-    Ok(match serde_json::from_slice(&text).context("who serves the sandbox is another version of egressd")? {
-        Answer::InForce { generation } => Reloaded::InForce { generation },
-        Answer::Refused { why } => Reloaded::Refused { why },
-    })
+    match serde_json::from_slice(&text).context("who serves the sandbox is another version of egressd")? {
+        Answer::InForce { generation } => Ok(generation),
+        Answer::Refused { why } => Err(Refused::Reload(why).into()),
+    }
 }
 
 /// Through a descriptor of the directory: the address of a socket has 108 octets (unix(7)), and a sandbox's name may be longer.

@@ -198,9 +198,9 @@ fn set_identity(tables: &Tables, cgroup_id: u64, identity: Identity) -> Result<(
     tables.set_identity(cgroup_id, ATTACH_TYPE, identity)
 }
 
-/// True where the hooks are among these.
-pub(crate) fn is_judged(hooks: &[Hooked]) -> bool {
-    hooks.iter().any(|hook| hook.name == HOOKS[0])
+/// True where all that this kernel needs are among these.
+pub(crate) fn is_judged(hooks: &[&str]) -> bool {
+    kernel().is_ok_and(|kernel| HOOKS.iter().filter(|name| kernel.needs(name)).all(|name| hooks.contains(name)))
 }
 
 /// True for a socket that the hooks hold. AF_XDP sends when it is polled, which no hook sees.

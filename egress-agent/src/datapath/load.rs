@@ -152,8 +152,7 @@ impl Programs {
                 let made = MapInfo::from_pin(&path).map_err(failed)?;
                 loader.map_max_entries(map, made.max_entries()).map_pin_path(map, path);
             }
-            let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-            let mut programs = Self { ebpf, foreign: Ok(()) };
+            let mut programs = Self { ebpf: open(loader)?, foreign: foreign::availability() };
             programs.load_device_programs(behind)?;
             Ok(programs)
         })
@@ -190,10 +189,7 @@ impl Programs {
             identity = test;
             loader.override_global(names::global::TEST_IDENTITY, bytemuck::bytes_of(&identity), true);
         }
-        if let Ok(kernel) = foreign::kernel() {
-            loader.override_global(names::global::OFFSETS, bytemuck::bytes_of(&kernel.offsets), true);
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        let mut ebpf = open(loader)?;
         load_programs(&mut ebpf, |_, program| !is_of_devices(program) && !is_of_tasks(program))?;
         let foreign = load_foreign(&mut ebpf);
         Ok(Self { ebpf, foreign })
@@ -224,11 +220,7 @@ impl Programs {
         for map in [names::map::RULES, names::map::PERMITS, names::map::NETWORKS] {
             loader.map_max_entries(map, 16);
         }
-        let kernel = foreign::kernel().ok();
-        if let Some(kernel) = kernel {
-            loader.override_global(names::global::OFFSETS, bytemuck::bytes_of(&kernel.offsets), true);
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+        let mut ebpf = open(loader)?;
         let load = |(name, program): (&str, &mut Program)| {
             let loaded = load_program(name, program).and_then(|()| program.info());
             let failed = |source| LoadError::Program { program: name.to_owned(), source: Box::new(source) };
@@ -236,7 +228,7 @@ impl Programs {
         };
         // Those that this kernel has not, or has no need of, say nothing about it.
         let wanted = |(name, program): &(&str, &mut Program)| {
-            !is_of_tasks(program) || kernel.is_some_and(|kernel| kernel.needs(name))
+            !is_of_tasks(program) || foreign::kernel().is_ok_and(|kernel| kernel.needs(name))
         };
         Ok(ebpf.programs_mut().filter(wanted).map(load).collect())
     }
@@ -274,6 +266,14 @@ fn is_of_devices(program: &Program) -> bool {
 
 fn is_of_tasks(program: &Program) -> bool {
     matches!(program, Program::LsmCgroup(_))
+}
+
+/// Makes the maps, and gives the programs what they have to know of the running kernel.
+fn open(mut loader: EbpfLoader<'_>) -> Result<Ebpf, LoadError> {
+    if let Ok(kernel) = foreign::kernel() {
+        loader.override_global(names::global::OFFSETS, bytemuck::bytes_of(&kernel.offsets), true);
+    }
+    loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
 }
 
 fn load_foreign(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
