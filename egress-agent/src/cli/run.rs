@@ -10,7 +10,7 @@ use super::{
 use anyhow::{Context as _, Result};
 use egress_agent::{
     cgroup::{Cgroup, CgroupMount},
-    observe::{Summary, hosts::Hosts},
+    observe::{Events, Summary, hosts::Hosts},
     policy::Policy,
     run::{
         Caller, Command, Exit, Footing, HostAccounts, Identity, KeptCaps, KeptFds, Limits, Shares, Signals, Variable,
@@ -132,8 +132,10 @@ fn confined(plan: Plan, cgroup: &Cgroup, directories: &Directories) -> Result<u8
         builder = builder.require(level);
     }
     let mut sandbox = builder.attach()?;
+    // From here on, so that what the probes cause is told apart by what it is and not by when it comes.
+    let events = sandbox.events();
     let verified = plan.verify.then(|| verified(cgroup, directories)).transpose()?;
-    let denials = collect(&sandbox, verified);
+    let denials = collect(events, verified);
     if let Some(limit) = plan.wait_proxy {
         sandbox.await_proxies(limit)?;
     }
@@ -215,10 +217,9 @@ fn verified(cgroup: &Cgroup, directories: &Directories) -> Result<verify::Report
 }
 
 /// Adds up denials until the sandbox is gone, less those of probes.
-fn collect(sandbox: &Sandbox, verified: Option<verify::Report>) -> JoinHandle<Summary> {
+fn collect(events: Events, verified: Option<verify::Report>) -> JoinHandle<Summary> {
     // Unreadable is as good as empty: the file only explains.
     let hosts = Hosts::parse(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
-    let events = sandbox.events();
     thread::spawn(move || {
         let mut summary = Summary::new(hosts);
         for event in events {

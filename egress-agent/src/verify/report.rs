@@ -1,6 +1,9 @@
 //! What was tried, and what came of it.
 
-use crate::{level::Reached, observe::event::Event};
+use crate::{
+    level::Reached,
+    observe::event::{Event, Kind},
+};
 use serde::Serialize;
 use std::net::IpAddr;
 
@@ -103,12 +106,14 @@ impl Report {
 
     /// True for an event that the probes caused, and nobody of the sandbox.
     pub fn caused(&self, event: &Event) -> bool {
+        // A packet names no process: one for each device is what was tried, and more are somebody's.
+        let is_tried = event.count <= Some(self.traces.devices);
         match (event.pid, event.dst_ip, &event.dst_name) {
             (_, Some(ip), _) if self.traces.addresses.contains(&ip) => true,
             (_, _, Some(name)) if name.contains(NOBODYS) => true,
-            (None, Some(ip), _) if self.traces.fixed.contains(&ip) => event.count <= Some(self.traces.devices),
+            (None, Some(ip), _) if self.traces.fixed.contains(&ip) => is_tried,
             // The rest of a fold names nobody: of sockets that were refused several times, the first was told with its process.
-            (None, None, None) => event.proto.is_some(),
+            (None, None, None) => event.proto.is_some() || event.event == Kind::Packet && is_tried,
             (pid, ..) => pid == Some(self.traces.pid),
         }
     }
