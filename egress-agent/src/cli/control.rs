@@ -26,6 +26,10 @@ use std::{
 const SOCKET: &str = "control";
 /// Whoever asks has written everything before it connects.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A policy whose names have to resolve first takes ten seconds; others may wait for the same sandbox before.
+const UPDATE_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts to take a request where the first failed: the process may have no descriptor left.
+const RESPITE: Duration = Duration::from_secs(1);
 /// More than a policy that fills every map.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
 
@@ -79,7 +83,13 @@ pub(super) fn serve(sandbox: Sandbox, flags: PolicyFlags) -> Result<Served> {
         .name("control".to_owned())
         .spawn(move || {
             for stream in listener.incoming() {
-                let said = stream.and_then(|stream| answer(stream, &asked, &flags));
+                let said = match stream {
+                    Ok(stream) => answer(stream, &asked, &flags),
+                    Err(error) => {
+                        thread::sleep(RESPITE);
+                        Err(error)
+                    }
+                };
                 if let Err(error) = said {
                     tracing::warn!(%error, "a reload was not answered");
                 }
@@ -124,7 +134,8 @@ pub(super) fn ask(directory: &Path, policy: Option<&Policy>) -> Result<u64> {
     let request = serde_json::to_vec(&Request { policy: policy.map(Policy::to_toml) })?;
     let mut text = Vec::new();
     stream
-        .write_all(&request)
+        .set_read_timeout(Some(UPDATE_PATIENCE))
+        .and_then(|()| stream.write_all(&request))
         .and_then(|()| stream.shutdown(Shutdown::Write))
         .and_then(|()| stream.read_to_end(&mut text))
         .context("who serves the sandbox does not answer")?;
