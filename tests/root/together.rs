@@ -87,6 +87,30 @@ fn each_reaches_what_its_own_policy_names_and_no_other() {
     assert_eq!(before.diff(&lab.snapshot()), Vec::<String>::new());
 }
 
+/// Whom a socket asked for a name is kept with the socket: however many others ask, nobody's is forgotten.
+#[test]
+fn a_crowd_of_questions_leaves_every_answer_its_server() {
+    const CROWD: usize = 5000;
+    let lab = Lab::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| Job::new(&lab, name));
+    let sandboxes = [&a, &b, &c].map(|job| attach_in_the_box(&lab, job, policy("names = [\"both.test\"]")));
+    assert_eq!(set_of(&lab, sandboxes[1].name()), set_of(&lab, sandboxes[2].name()));
+    let mut asking = b.spawn(&format!("exec {} both.test wait", lab.probe("source.py")));
+    asking.says("asked", SOON);
+    let mut crowd = c.spawn(&format!("exec {} {CROWD} both.test", lab.probe("crowd.py")));
+    crowd.says(&format!("asked={CROWD}"), SOON);
+    asking.feed(b"\n");
+    let answered = asking.finish(SOON);
+    for server in ["127.0.0.11", "203.0.113.8", "::1", "2001:db8::54"] {
+        answered.says(&format!("{server} answers as {server} 53"));
+    }
+    crowd.feed(b"\n");
+    crowd.finish(SOON).exits(0);
+    for sandbox in sandboxes {
+        sandbox.detach().unwrap();
+    }
+}
+
 #[test]
 fn those_of_one_network_namespace_have_programs_of_their_own() {
     let lab = Lab::new();
