@@ -65,9 +65,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         chosen.retain(|mutant| !killed.holds(mutant));
     }
     // Neighbours share what has to be built again.
-    chosen.sort_by_key(|mutant| (mutant.part(), &mutant.file));
+    let built_alike = |mutant: &&Mutant| (mutant.part(), mutant.features.clone());
+    chosen.sort_by_key(|mutant| (built_alike(mutant), &mutant.file));
     let (mut green, mut wrong, mut tried) = (true, Vec::new(), 0);
-    for mutants in chosen.chunk_by(|one, next| one.part() == next.part()) {
+    for mutants in chosen.chunk_by(|one, next| built_alike(one) == built_alike(next)) {
         if !tree.baseline(mutants)? {
             green = false;
             continue;

@@ -38,6 +38,9 @@ pub(super) struct Mutant {
     /// The root tests run the spoilt line themselves, by the library, and not in egressd alone.
     #[serde(default)]
     pub(super) linked: bool,
+    /// Features of egress-agent without which the line is not built.
+    #[serde(default)]
+    pub(super) features: Vec<String>,
     /// What would be lost if this line were.
     pub(super) why: String,
 }

@@ -105,7 +105,7 @@ impl Tree {
 
     /// Builds what a part's tests need; for root tests they themselves only where they are `linked` to what was spoilt.
     /// `None`: something does not compile.
-    fn build(&self, part: Part, linked: bool) -> Result<Option<Built>> {
+    fn build(&self, part: Part, linked: bool, features: &[String]) -> Result<Option<Built>> {
         let mut command = match part {
             Part::Common => self.cargo(&["test", "--no-run", "--package", "egress-common"])?,
             Part::Agent => self.cargo(&["test", "--no-run", "--lib"])?,
@@ -113,6 +113,7 @@ impl Tree {
         };
         if part != Part::Common {
             command.args(PACKAGES).args(QUICKLY);
+            command.args(features.iter().map(|feature| format!("--features=egress-agent/{feature}")));
         }
         if part == Part::Root && linked {
             command.args(["--test", "root"]);
@@ -124,11 +125,12 @@ impl Tree {
         Ok(Some(Built { tests, egressd: egressd.into_iter().next().map(|it| it.path) }))
     }
 
-    /// Builds the tree as it is for mutants of one part. Every test of theirs must be green then, or its red proves nothing.
+    /// Builds the tree as it is for mutants that are built alike. Every test of theirs must be green then, or its red proves nothing.
     pub(super) fn baseline(&mut self, mutants: &[&Mutant]) -> Result<bool> {
-        let Some(part) = mutants.first().map(|mutant| mutant.part()) else { return Ok(true) };
+        let Some(first) = mutants.first() else { return Ok(true) };
+        let part = first.part();
         let tests: BTreeSet<&str> = mutants.iter().flat_map(|mutant| &mutant.tests).map(String::as_str).collect();
-        let mut built = self.build(part, true)?.context("the tree does not build as it is")?;
+        let mut built = self.build(part, true, &first.features)?.context("the tree does not build as it is")?;
         built.keep_tests(part)?;
         println!("{} tests on the tree as it is", tests.len());
         let (tally, _) = built.run(&tests)?;
@@ -159,7 +161,7 @@ impl Tree {
     }
 
     fn end_of(&self, mutant: &Mutant) -> Result<End> {
-        let Some(mut built) = self.build(mutant.part(), mutant.linked)? else { return Ok(End::DoesNotBuild) };
+        let Some(mut built) = self.build(mutant.part(), mutant.linked, &mutant.features)? else { return Ok(End::DoesNotBuild) };
         if built.tests.is_empty() {
             built.tests.clone_from(&self.whole);
         }
