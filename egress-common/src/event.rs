@@ -41,6 +41,10 @@ pub enum Hook {
     FileReceive = 15,
     /// lsm_cgroup/file_permission
     FilePermission = 16,
+    /// lsm_cgroup/socket_setsockopt
+    SocketSetsockopt = 17,
+    /// lsm_cgroup/socket_getsockopt
+    SocketGetsockopt = 18,
 }
 
 /// One event in the ring buffer.

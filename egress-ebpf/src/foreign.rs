@@ -30,6 +30,18 @@ pub(crate) fn socket_recvmsg(ctx: LsmContext) -> i32 {
     judge(Hook::SocketRecvmsg, Held::by_socket(ctx.arg(0)))
 }
 
+/// SCTP connects by an option, and joining a group sends: neither is a connect(2).
+#[lsm_cgroup(hook = "socket_setsockopt")]
+pub(crate) fn socket_setsockopt(ctx: LsmContext) -> i32 {
+    judge(Hook::SocketSetsockopt, Held::by_socket(ctx.arg(0)))
+}
+
+/// SCTP connects by reading an option too, and TCP receives by one (TCP_ZEROCOPY_RECEIVE).
+#[lsm_cgroup(hook = "socket_getsockopt")]
+pub(crate) fn socket_getsockopt(ctx: LsmContext) -> i32 {
+    judge(Hook::SocketGetsockopt, Held::by_socket(ctx.arg(0)))
+}
+
 /// SCM_RIGHTS and pidfd_getfd(2): a socket that never comes in is not polled or mapped either, which sends by AF_XDP.
 #[lsm_cgroup(hook = "file_receive")]
 pub(crate) fn file_receive(ctx: LsmContext) -> i32 {

@@ -99,7 +99,15 @@ fn hooks_follow_the_calling_task() {
     let (code, status) = job.status();
     let hooks = status["hooks"].as_array().unwrap().iter().filter(|hook| hook["attached"] == true);
     let names: Vec<&str> = hooks.map(|hook| hook["hook"].as_str().unwrap()).collect();
-    for name in ["socket_sendmsg", "socket_connect", "socket_recvmsg", "socket_create", "file_receive"] {
+    for name in [
+        "socket_sendmsg",
+        "socket_connect",
+        "socket_recvmsg",
+        "socket_setsockopt",
+        "socket_getsockopt",
+        "socket_create",
+        "file_receive",
+    ] {
         assert_eq!(names.contains(&name), loads, "{name}: {status:#}");
     }
     // Until splice(2) sent by sendmsg.

@@ -25,8 +25,16 @@ use std::{
 
 /// Programs, by the names of their hooks, which are the pins' names too. The kernel has room for ten hooks of all its cgroups
 /// (`CGROUP_LSM_NUM` in include/linux/bpf-cgroup-defs.h).
-pub(crate) const HOOKS: [&str; 6] =
-    ["socket_sendmsg", "socket_connect", "socket_recvmsg", "socket_create", "file_receive", SPLICED];
+pub(crate) const HOOKS: [&str; 8] = [
+    "socket_sendmsg",
+    "socket_connect",
+    "socket_recvmsg",
+    "socket_setsockopt",
+    "socket_getsockopt",
+    "socket_create",
+    "file_receive",
+    SPLICED,
+];
 /// Asked at every read and write, so only where nothing else sees what splice(2) sends.
 const SPLICED: &str = "file_permission";
 /// BPF_LSM_CGROUP of `enum bpf_attach_type`. One number for all of them, so one identity.

@@ -286,7 +286,14 @@ fn kind(hook: u8) -> Kind {
         Some(Hook::Connect4 | Hook::Connect6 | Hook::SocketConnect) => Kind::Connect,
         Some(Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::SocketSendmsg | Hook::FilePermission) => Kind::Send,
         Some(Hook::Bind4 | Hook::Bind6) => Kind::Bind,
-        Some(Hook::SockCreate | Hook::SocketCreate | Hook::SocketRecvmsg | Hook::FileReceive) => Kind::Socket,
+        Some(
+            Hook::SockCreate
+            | Hook::SocketCreate
+            | Hook::SocketRecvmsg
+            | Hook::SocketSetsockopt
+            | Hook::SocketGetsockopt
+            | Hook::FileReceive,
+        ) => Kind::Socket,
         Some(Hook::Egress | Hook::Ingress | Hook::Device | Hook::DeviceIngress) | None => Kind::Packet,
     }
 }

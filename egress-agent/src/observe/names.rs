@@ -100,6 +100,8 @@ named!(Hook:
     SocketRecvmsg = "socket_recvmsg",
     FileReceive = "file_receive",
     FilePermission = "file_permission",
+    SocketSetsockopt = "socket_setsockopt",
+    SocketGetsockopt = "socket_getsockopt",
 );
 
 /// The word for an IP protocol number (IANA): `tcp`, `udp`, `icmp`, `icmpv6`, else the number itself.
@@ -137,7 +139,7 @@ mod tests {
     fn every_number_has_one_word_and_back() {
         check::<Reason>();
         check::<Hook>();
-        assert_eq!(Hook::ALL.iter().map(|hook| hook.number()).collect::<Vec<_>>(), (0..17).collect::<Vec<_>>());
+        assert_eq!(Hook::ALL.iter().map(|hook| hook.number()).collect::<Vec<_>>(), (0..19).collect::<Vec<_>>());
     }
 
     #[test]

@@ -266,7 +266,7 @@ fn tasks(loaded: &Result<Vec<Tried>, LoadError>) -> Need {
         all.find_map(|(_, count)| count.as_ref().err()).map_or(Ok(()), |error| Err(error.to_string()))
     });
     Need {
-        hook: "lsm_cgroup socket_sendmsg, socket_connect, socket_recvmsg, socket_create, file_receive",
+        hook: "lsm_cgroup socket_sendmsg, socket_connect, socket_recvmsg, socket_setsockopt, socket_getsockopt, socket_create, file_receive",
         kernel: "6.1",
         contains: "sockets made outside and used inside: inherited, passed, taken; AF_VSOCK and other families without a hook",
         level: None,
