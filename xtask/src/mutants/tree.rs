@@ -161,7 +161,9 @@ impl Tree {
     }
 
     fn end_of(&self, mutant: &Mutant) -> Result<End> {
-        let Some(mut built) = self.build(mutant.part(), mutant.linked, &mutant.features)? else { return Ok(End::DoesNotBuild) };
+        let Some(mut built) = self.build(mutant.part(), mutant.linked, &mutant.features)? else {
+            return Ok(End::DoesNotBuild);
+        };
         if built.tests.is_empty() {
             built.tests.clone_from(&self.whole);
         }
