@@ -19,21 +19,23 @@ pub struct Frame {
     pub dst: IpAddr,
     /// IP protocol number (IANA), after IPv6 hop-by-hop options.
     pub protocol: u8,
-    /// TCP, UDP or UDP-Lite source port, or ICMP type; 0 where there is none.
+    /// Source port of TCP, UDP, UDP-Lite, SCTP or DCCP, or ICMP type; 0 where there is none.
     pub src_port: u16,
-    /// TCP, UDP or UDP-Lite destination port; 0 where there is none.
+    /// Destination port of these; 0 where there is none.
     pub dst_port: u16,
     /// TCP flags, low byte; 0 for others.
     pub tcp_flags: u8,
     /// Length on the wire, link header included; more than the device's MTU where segmentation was left to the device.
     pub len: usize,
-    /// The first bytes behind the transport header; everything behind the link header where there is none, as in a fragment.
+    /// The first bytes behind the transport header, and with that of SCTP and DCCP; everything behind the link header where there is none, as in a fragment.
     pub payload: Vec<u8>,
 }
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const DCCP: u8 = 33;
 const ICMP6: u8 = 58;
+const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 
 impl Frame {
@@ -92,6 +94,7 @@ impl Frame {
                 usize::from(byte(rest, 12) >> 4) * 4
             }
             UDP | UDP_LITE => 8,
+            SCTP | DCCP => 0,
             1 | ICMP6 => {
                 self.src_port = u16::from(byte(rest, 0));
                 return rest;

@@ -7,8 +7,8 @@ use lab::{EVIL, Lab, PYTHON, Running, absent, until};
 use std::{process::Command, time::Duration};
 
 const SOON: Duration = Duration::from_secs(10);
-/// What arrives at evil's by sockets of every kind; `tcp4` is a SYN, without anything in it.
-const KINDS: [&str; 11] = [
+/// What arrives at evil's by sockets of every kind, by system calls and by io_uring; of `tcp4` a SYN, without anything in it.
+const KINDS: [&str; 20] = [
     "udp4",
     "udp6",
     "connected4",
@@ -20,8 +20,17 @@ const KINDS: [&str; 11] = [
     "spliced4",
     "stream4",
     "tcp4",
+    "ring_sent4",
+    "ring_message4",
+    "ring_written4",
+    "ring_spliced4",
+    "ring_by_worker4",
+    "ring_without_copy4",
+    "ring_by_thread4",
+    "ring_registered4",
+    "ring_tcp4",
 ];
-const SYN_PORT: u16 = 7107;
+const SYN_PORTS: [(&str, u16); 2] = [("tcp4", 7107), ("ring_tcp4", 7108)];
 
 fn python(lab: &Lab, words: &[&str]) -> Command {
     let mut command = lab.box_ns().command(PYTHON);
@@ -75,8 +84,9 @@ fn come_in(how: How, device: bool) {
     };
     let reached = |token: &str, from: usize| {
         let mut all = arrived(&lab, token);
-        let syn = |frame: &lab::Frame| frame.is_syn() && frame.is_tcp(SYN_PORT);
-        all.extend(lab.frames_to(EVIL).split_off(from).iter().any(syn).then(|| "tcp4".to_owned()));
+        for frame in lab.frames_to(EVIL).split_off(from).iter().filter(|frame| frame.is_syn()) {
+            all.extend(SYN_PORTS.iter().find(|(_, port)| frame.is_tcp(*port)).map(|(name, _)| (*name).to_owned()));
+        }
         all
     };
     let mut all = set(&KINDS);
@@ -101,8 +111,8 @@ fn come_in(how: How, device: bool) {
     let denied = &job.status().1["counters"]["denied"]["foreign_socket"];
     assert_eq!(denied.as_u64().unwrap_or(0) > 0, judged, "{denied}: {output}");
     if how == How::Bring {
-        for name in ["received", "accepted"] {
-            output.says(&format!("{name}={}", if judged { "EPERM" } else { "ok" }));
+        for name in ["received", "accepted", "ring_received", "option_received"] {
+            output.says(&format!("\n{name}={}", if judged { "EPERM" } else { "ok" }));
         }
     } else {
         assert_eq!(output.stdout.contains("udp4="), !judged, "whether they came in: {output}");

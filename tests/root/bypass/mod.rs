@@ -8,6 +8,7 @@ mod descriptors;
 mod frames;
 mod own;
 mod sockets;
+mod transports;
 mod unix;
 
 use crate::job::Job;

@@ -3,7 +3,7 @@
 
 use super::{allowed, arrived, enforce, set};
 use crate::job::Job;
-use lab::{EVIL, EVIL6, Lab, Netns, OK, PYTHON, need};
+use lab::{EVIL, EVIL6, Lab, Netns, OK, OK6, PYTHON, absent, need};
 
 /// One datagram from here to there, with a mark or from an address of its choice.
 const SEND: &str = "import errno, socket, sys
@@ -84,19 +84,70 @@ neigh add 2001:db8:5::2 lladdr 02:00:00:00:02:02 dev vx6 nud permanent"
         };
         assert_eq!(usize::from(there("vx4")) + usize::from(there("vx6")), frames, "{word}: frames through a tunnel");
     }
-    // The other kinds, where the kernel has them: nothing leaves by those either.
-    let others = ["ipip local 198.51.100.30 remote 198.51.100.20", "gre local 198.51.100.30 remote 198.51.100.20"];
-    for (at, kind) in others.into_iter().enumerate() {
-        if lab.box_ns().sh(&format!("ip link add tn{at} type {kind}")).code != Some(0) {
-            continue;
+}
+
+/// What the kernel wraps, no socket hook sees: tunnels to a denied and to an allowed address. Geneve is UDP, and to an allowed
+/// address like any other; ESP without a cipher, so that it can be read at the sink.
+#[test]
+fn tunnels_of_every_kind() {
+    const FOUR: &str = "local 198.51.100.30 remote $to4";
+    const SIX: &str = "local 2001:db8::30 remote $to6";
+    const KEY: &str = "0x0123456789012345678901234567890123456789";
+    let kinds = [
+        ("ipip", format!("ip link add $name type ipip {FOUR}")),
+        ("gre", format!("ip link add $name type gre {FOUR}")),
+        ("gretap", format!("ip link add $name address 02:00:00:00:01:01 type gretap {FOUR}")),
+        ("sit", format!("ip link add $name type sit {FOUR}")),
+        ("ip6tnl", format!("ip link add $name type ip6tnl mode any {SIX}")),
+        ("ip6gre", format!("ip link add $name type ip6gre {SIX}")),
+        ("geneve", "ip link add $name address 02:00:00:00:01:02 type geneve id 7 remote $to4 dstport 443".to_owned()),
+        (
+            "esp",
+            format!(
+                "ip xfrm state add src 198.51.100.30 dst $to4 proto esp spi 7 reqid 7 mode tunnel auth 'hmac(sha1)' {KEY} enc 'ecb(cipher_null)' '' &&
+ip xfrm policy add dst $inner/32 dir out tmpl src 198.51.100.30 dst $to4 proto esp reqid 7 mode tunnel"
+            ),
+        ),
+    ];
+    let lab = Lab::new();
+    let own = Own::new(&lab);
+    let (mut make, mut all) = (String::new(), Vec::new());
+    for (kind, words) in &kinds {
+        for (end, to4, to6) in [("evil", EVIL, EVIL6), ("ok", OK, OK6)] {
+            let (at, name) = (all.len(), format!("{kind}_{end}"));
+            let (net, inner) = match *kind {
+                "sit" => (format!("2001:db8:5:{at}::1/64 nodad"), format!("2001:db8:5:{at}::2")),
+                _ => (format!("192.0.2.{}/29", 8 * at + 1), format!("192.0.2.{}", 8 * at + 2)),
+            };
+            make += &format!("name={name} to4={to4} to6={to6} inner={inner}\n{words} && echo made $name\n");
+            all.push((name, net, inner));
         }
-        let subnet = format!("203.0.113.{}", 64 * at);
-        lab.box_ns().ip(&format!("link set tn{at} up\naddr add {subnet}/26 dev tn{at}"));
-        let inner = format!("203.0.113.{}", 64 * at + 1);
-        let script = format!("$SEND $TOKEN tn{at},{inner}");
-        let name = format!("tn{at}");
-        own.stops(&format!("--allow {inner}:443"), &script, &[], &[&name]);
     }
+    // A kind whose module is missing is none of this kernel's.
+    let made = lab.box_ns().sh(&make);
+    let (there, none): (Vec<_>, Vec<_>) =
+        all.iter().partition(|(name, ..)| made.stdout.contains(&format!("made {name}\n")));
+    if !none.is_empty() {
+        absent(&none.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", "));
+    }
+    let devices = there.iter().filter(|(name, ..)| !name.starts_with("esp"));
+    lab.box_ns().ip(&devices
+        .map(|(name, net, inner)| {
+            let neighbour = match name.split_once('_') {
+                Some(("gretap" | "geneve", _)) => {
+                    format!("neigh add {inner} lladdr 02:00:00:00:02:01 dev {name} nud permanent\n")
+                }
+                _ => String::new(),
+            };
+            format!("link set {name} up\naddr add {net} dev {name}\n{neighbour}")
+        })
+        .collect::<String>());
+    let inner = |inner: &str| if inner.contains(':') { format!("[{inner}]") } else { inner.to_owned() };
+    let flags: String = there.iter().map(|(.., to)| format!(" --allow {}:443", inner(to))).collect();
+    let words: String = there.iter().map(|(name, _, to)| format!(" {name},{to}")).collect();
+    let names: Vec<&str> = there.iter().map(|(name, ..)| name.as_str()).chain(["plain4"]).collect();
+    let open: Vec<&str> = names.iter().copied().filter(|name| matches!(*name, "geneve_ok" | "plain4")).collect();
+    own.stops(&flags, &format!("$SEND $TOKEN{words} plain4,{OK}"), &open, &names);
 }
 
 /// A route that wraps a packet into another: the outer one carries a routing header.

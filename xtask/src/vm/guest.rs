@@ -51,12 +51,12 @@ impl Drop for Guest {
     }
 }
 
-/// The script between what makes a machine of the guest and its end.
+/// The script between what makes a machine of the guest and its end. Debian's kernels do not load DCCP for whoever makes such a socket.
 fn whole(kernel: &Kernel, script: &str) -> String {
     format!(
         "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8\n\
          mkdir -p /lib/modules && ln -s {}/lib/modules/{} /lib/modules/\n\
-         export EGRESS_LAB_PATIENCE=5\nip link set lo up\n{script}\nbusybox poweroff -f\n",
+         export EGRESS_LAB_PATIENCE=5\nip link set lo up\nmodprobe --all dccp_ipv4 dccp_ipv6\n{script}\nbusybox poweroff -f\n",
         kernel.directory.display(),
         kernel.release
     )

@@ -58,4 +58,6 @@ pub(super) const ROWS: &[Row] = &[
     row("sockets that are brought along", "bypass::descriptors::brought_along_into_the_cgroup"),
     row("every way of a socket, 20 of them", "bypass::sockets::every_way_of_a_socket"),
     row("families and protocols", "bypass::sockets::families_and_protocols"),
+    row("SCTP and DCCP, by options and in UDP too", "bypass::transports::sctp_and_dccp"),
+    row("tunnels of eight kinds", "bypass::own::tunnels_of_every_kind"),
 ];
