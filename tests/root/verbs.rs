@@ -108,6 +108,7 @@ fn status_tells_what_the_kernel_has() {
     let cells: Vec<_> = table.exits(0).stdout.trim_end().split('\t').collect();
     assert_eq!(&cells[1..7], ["ci-build", "enforce", "L1", "yes", "1", "1"], "{table}");
     assert_eq!(cells[7], format!("pid {}", attach.pid()));
+    assert!(cells.len() == 10 && cells[9].ends_with('B') && !cells[9].starts_with('0'), "{table}");
     // However the cgroup is written.
     for path in [job.path().to_owned(), status["cgroup"].as_str().unwrap().to_owned(), format!("{}/../job", job.path())]
     {

@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use egress_agent::{
     observe::{escape, event::SCHEMA},
+    policy::Amount,
     sandbox::{self, Directories, Reached, Which},
 };
 use serde::Serialize;
@@ -70,8 +71,18 @@ fn to_json(sandboxes: &[sandbox::Status]) -> serde_json::Result<String> {
 }
 
 fn table(sandboxes: &[sandbox::Status]) -> term::Table {
-    let mut table =
-        term::Table::new(&["SANDBOX", "POLICY", "MODE", "LEVEL", "IN FORCE", "GENERATION", "DENIED", "DNS", "CGROUP"]);
+    let mut table = term::Table::new(&[
+        "SANDBOX",
+        "POLICY",
+        "MODE",
+        "LEVEL",
+        "IN FORCE",
+        "GENERATION",
+        "DENIED",
+        "DNS",
+        "CGROUP",
+        "SENT",
+    ]);
     for status in sandboxes {
         let attached = status.hooks.iter().filter(|hook| hook.attached).count();
         let in_force =
@@ -88,11 +99,21 @@ fn table(sandboxes: &[sandbox::Status]) -> term::Table {
                 status.counters.denied_total().to_string().as_str(),
                 dns.as_str(),
                 status.cgroup.as_deref().or(status.device.as_deref()).unwrap_or("-"),
+                sent(status).as_str(),
             ]
             .map(escape::text),
         );
     }
     table
+}
+
+/// What left it, and of how much where there is a budget.
+fn sent(status: &sandbox::Status) -> String {
+    let budget = status.bandwidth.as_ref().and_then(|bandwidth| Some((bandwidth.spent, bandwidth.budget?)));
+    match budget {
+        Some((spent, budget)) => format!("{} of {}", Amount::about(spent), Amount::about(budget)),
+        None => Amount::about(status.counters.allowed_bytes),
+    }
 }
 
 /// What is promised and what it would take to promise more, in one line.
@@ -160,6 +181,15 @@ mod tests {
             )
         );
         assert_eq!(to_json(&[]).unwrap(), r#"{"schema":1,"sandboxes":[]}"#);
+    }
+
+    #[test]
+    fn bytes_are_for_people_in_the_text_form() {
+        let mut status = status();
+        assert_eq!(sent(&status), "900 B of 1 kB");
+        status.bandwidth = None;
+        status.counters.allowed_bytes = 1_234_567;
+        assert_eq!(sent(&status), "1.2 MB");
     }
 
     #[test]

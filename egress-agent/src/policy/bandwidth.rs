@@ -85,6 +85,19 @@ impl Amount {
     pub const fn bytes(self) -> u64 {
         self.0
     }
+
+    /// Any number of bytes for people: in the largest unit of which there is one, with at most one digit behind the point. Rounded
+    /// down, so that what is not used up does not look so.
+    pub fn about(bytes: u64) -> String {
+        let Some((unit, scale)) = Self::UNITS.iter().find(|(_, scale)| bytes >= *scale) else {
+            return "0 B".to_owned();
+        };
+        let (whole, rest) = (bytes / scale, bytes % scale);
+        match rest / (scale / 10).max(1) {
+            0 => format!("{whole} {unit}"),
+            tenths => format!("{whole}.{tenths} {unit}"),
+        }
+    }
 }
 
 impl FromStr for Rate {

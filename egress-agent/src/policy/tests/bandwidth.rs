@@ -39,6 +39,22 @@ fn what_is_printed_says_the_same() {
 }
 
 #[test]
+fn bytes_for_people_are_short_and_never_too_many() {
+    for (bytes, want) in [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1099, "1 kB"),
+        (1_234_567_890, "1.2 GB"),
+        (9_999_999_999, "9.9 GB"),
+        (10_000_000_000, "10 GB"),
+        (u64::MAX, "18446744 TB"),
+    ] {
+        assert_eq!(Amount::about(bytes), want);
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     for (line, want) in [
         ("egress = \"100mbps\"", "policy:2:10: bandwidth.egress: \"100mbps\", but allowed is \"8kbit\" to \"100gbit\""),
