@@ -19,7 +19,12 @@ pub struct Gauge(Arc<Mutex<Vec<(Instant, u64)>>>);
 impl Lab {
     /// Counts what comes to a port of the sink by TCP and by UDP, IPv4 and IPv6.
     pub fn gauge(&self, port: u16) -> Gauge {
-        Gauge::start(self.sink_ns(), port, &self.stop)
+        self.gauge_in(self.sink_ns(), port)
+    }
+
+    /// The same in another namespace of the lab.
+    pub fn gauge_in(&self, netns: &Netns, port: u16) -> Gauge {
+        Gauge::start(netns, port, &self.stop)
     }
 
     /// Whoever connects to this port of the sink gets bytes for as long as he takes them.

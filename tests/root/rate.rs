@@ -2,6 +2,7 @@
 
 #![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
 
+mod device;
 mod mixed;
 mod outlives;
 mod whole;
