@@ -1,4 +1,4 @@
-"""blast.py HOST PORT SECONDS KIND FLOWS: as many bytes as pass.
+"""blast.py HOST PORT SECONDS KIND FLOWS [MBIT]: as many bytes as pass, or so many Mbit/s of datagrams in all flows together.
 
 KIND is udp or tcp for uploads, chat for a word now and then, or take for downloads: then the bytes that came from 0.7 s on,
 and their seconds, are told. A flow that fails ends the others.
@@ -10,6 +10,7 @@ import threading
 import time
 
 host, port, seconds, kind, flows = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+pace = float(sys.argv[6]) * 1e6 / 8 / flows if len(sys.argv) > 6 else 0
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 start = time.monotonic()
 end = start + seconds
@@ -19,14 +20,20 @@ taken = []
 def udp(size=1400):
     out = socket.socket(family, socket.SOCK_DGRAM)
     out.connect((host, port))
+    sent = 0
     while time.monotonic() < end:
-        for _ in range(20):
+        if pace:
+            # Until the next one is due; late ones follow at once.
+            time.sleep(max(0, start + sent * size / pace - time.monotonic()))
+        for _ in range(1 if pace else 20):
             try:
                 out.send(bytes(size))
             except BlockingIOError:
                 pass
-        # Ten times what any of the limits lets pass, and time left for who counts it.
-        time.sleep(0.001)
+            sent += 1
+        if not pace:
+            # Ten times what any of the limits lets pass, and time left for who counts it.
+            time.sleep(0.001)
 
 
 def upload():

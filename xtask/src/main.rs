@@ -53,6 +53,13 @@ enum Chore {
     /// The filter bench's look-ups, inside a sandbox: prints the median in microseconds
     #[command(hide = true)]
     LookUp { server: std::net::SocketAddr, names: usize },
+    /// The rate bench over long ways, inside a guest: prints what it measures, a line each
+    #[command(hide = true)]
+    Far {
+        rounds: usize,
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +87,7 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Generate => bench::filter::generator::serve().map(|()| true),
         Chore::Ask { server } => bench::dns::serve(server).map(|()| true),
         Chore::LookUp { server, names } => bench::filter::look_up_and_print(server, names).map(|()| true),
+        Chore::Far { rounds, quick } => bench::rate::far::measure(rounds, quick).map(|()| true),
         Chore::Mutants(options) => mutants::run(&options),
     }
 }

@@ -10,7 +10,7 @@ pub(crate) mod filter;
 mod generator;
 mod page;
 mod pairs;
-mod rate;
+pub(crate) mod rate;
 
 use crate::{cargo, invoker, setup};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Filter: these sides alone (none, nftables, egressd, device); results not written
     #[arg(long, value_enum)]
     side: Vec<filter::SideName>,
+    /// Rate: in a guest of this kernel (6.1, 6.12), over ways of 20 and 80 ms, beside departure times that fq keeps
+    #[arg(long)]
+    guest: Option<String>,
     /// Set by the bench itself, once it runs as the release build
     #[arg(long, hide = true)]
     built: bool,
@@ -58,6 +61,10 @@ impl Options {
 
 /// True when every goal is reached.
 pub(crate) fn run(options: &Options) -> Result<bool> {
+    if let Some(series) = &options.guest {
+        ensure!(options.what == What::Rate, "--guest is for rates: cargo xtask bench rate --guest {series}");
+        return rate::far::run(options, series);
+    }
     if !options.built {
         return as_release(options);
     }

@@ -224,6 +224,17 @@ fn table(columns: &[Column]) -> Tally {
     tally
 }
 
+/// Runs a shell script in a guest of this kernel to its end; `each` has every line that it says.
+pub(crate) fn in_guest(series: &str, script: &str, mut each: impl FnMut(&str)) -> Result<()> {
+    let kernel = Kernel::get(series)?;
+    println!("vm: {}, emulated", kernel.release);
+    let mut guest = Guest::boot(&kernel, script)?;
+    for line in lines_of(&mut guest.process)? {
+        each(line.trim_end());
+    }
+    Ok(())
+}
+
 /// Tests that the caller names, one machine after the other.
 fn others(kernels: &[Kernel], script: &str) -> Result<Tally> {
     let mut tally = Tally::default();

@@ -1,5 +1,6 @@
 //! `cargo xtask bench rate`: how exactly a limit is kept, beside tbf and htb.
 
+pub(crate) mod far;
 mod plot;
 mod side;
 mod table;
@@ -10,7 +11,7 @@ use super::{
     median, page,
     pairs::Pairs,
 };
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use side::{Kind, Limiter, Run, Side};
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -54,7 +55,7 @@ impl Results {
 fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Run)> {
     // At 1 Mbit/s two seconds are 170 packets.
     let time = settled + settled * if row.mbit == 1 { 3 } else { 1 } / 2;
-    let run = |side: &mut Side| (side.limiter, side.run(row.kind, row.flows, time, settled));
+    let run = |side: &mut Side| (side.limiter, side.sender.run(row.kind, row.flows, time, settled));
     if row.mbit > 10 || row.kind == Kind::Udp {
         return sides.iter_mut().map(run).collect();
     }
@@ -92,7 +93,7 @@ pub(super) fn run(options: &Options) -> Result<bool> {
                     for (limiter, run) in runs(&mut sides, row, settled) {
                         results.ratios.push(row, limiter, round, run.ratio);
                         let first = results.first.entry(limiter).or_default();
-                        *first = first.max(run.first);
+                        *first = first.max(run.first - 65536.0 * 8.0 / (f64::from(mbit) * 1e6));
                         if (mbit, kind, flows) == (results.shown_mbit, Kind::Tcp, 1) {
                             results.slices.insert(limiter, run.slices);
                         }
@@ -102,7 +103,8 @@ pub(super) fn run(options: &Options) -> Result<bool> {
         }
         if mbit == results.shown_mbit {
             for side in &mut sides {
-                let (mut times, lost) = side.round_trips(options.count(500))?;
+                let (mut times, lost) =
+                    side.sender.round_trips(options.count(500)).with_context(|| side.limiter.name())?;
                 results.round_trips.insert(side.limiter, (median(&mut times), lost));
             }
         }

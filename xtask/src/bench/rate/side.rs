@@ -1,10 +1,10 @@
 //! The limiters, each with a lab of its own and the same sender inside.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{Gauge, Inside, Lab};
+use lab::{BOX, Gauge, Inside, Lab};
 use std::time::Duration;
 
-const SINK: &str = "198.51.100.10";
+pub(super) const SINK: &str = "198.51.100.10";
 const PORT: u16 = 5201;
 /// Payload of a datagram of `blast.py`.
 const DATAGRAM: f64 = 1400.0;
@@ -59,7 +59,7 @@ impl Kind {
 pub(super) struct Run {
     /// Achieved to configured, behind the first two seconds.
     pub(super) ratio: f64,
-    /// IP bytes of the first second, less 64 KiB, to those of a second at the rate.
+    /// IP bytes of the first second, to those of a second at the rate.
     pub(super) first: f64,
     /// Megabits per second in slices of [`SLICE`].
     pub(super) slices: Vec<f64>,
@@ -70,18 +70,12 @@ pub(super) const SLICE: Duration = Duration::from_millis(50);
 /// One limiter at one rate.
 pub(super) struct Side {
     pub(super) limiter: Limiter,
-    mbit: u32,
-    inside: Inside,
-    gauge: Gauge,
-    blast: String,
-    // Last, because the others live in it.
-    _lab: Lab,
+    pub(super) sender: Sender,
 }
 
 impl Side {
     pub(super) fn new(limiter: Limiter, mbit: u32) -> Self {
         let lab = Lab::without_capture();
-        let (gauge, blast) = (lab.gauge(PORT), lab.probe("blast.py"));
         // 5 ms at once, and 50 ms of waiting.
         let burst = (mbit * 625).max(5000);
         let queue = match limiter {
@@ -94,19 +88,52 @@ impl Side {
         };
         lab.box_ns().sh(&queue).exits(0);
         let inside = match limiter {
-            Limiter::Egressd => {
-                let policy = format!("[allow]\nicmp = \"echo\"\naddresses = [\"{SINK}\"]");
-                let policy = lab.file("rate.toml", &policy);
-                let flags = format!("--rate {mbit}mbit --policy {}", policy.display());
-                Inside::start(lab.egressd("run").entering(lab.box_ns()).flags(&flags))
-            }
+            Limiter::Egressd => sandbox(&lab, &format!("--rate {mbit}mbit")),
             Limiter::Tbf | Limiter::Htb => Inside::beside(&lab),
         };
-        Self { limiter, mbit, inside, gauge, blast, _lab: lab }
+        Self { limiter, sender: Sender::new(lab, inside, mbit, None) }
+    }
+}
+
+/// A sandbox that may reach the sink.
+pub(super) fn sandbox(lab: &Lab, flags: &str) -> Inside {
+    Inside::start(lab.egressd("run").entering(lab.box_ns()).flags(&format!("{flags} --policy {}", policy(lab))))
+}
+
+/// A guest that may.
+pub(super) fn guest(lab: &Lab, flags: &str) -> Inside {
+    let flags = format!("--device box0 --self {BOX} --pin {flags} --policy {}", policy(lab));
+    lab.egressd("attach").inside(lab.outer_ns()).flags(&flags).output().exits(0);
+    Inside::beside(lab)
+}
+
+fn policy(lab: &Lab) -> String {
+    let policy = format!("[allow]\nicmp = \"echo\"\naddresses = [\"{SINK}\"]");
+    lab.file("rate.toml", &policy).display().to_string()
+}
+
+/// Who sends, and what comes of it at the sink.
+pub(super) struct Sender {
+    mbit: u32,
+    /// The most that all datagrams of a run come to, where they are not as many as pass.
+    most_mbit: Option<u32>,
+    inside: Inside,
+    gauge: Gauge,
+    blast: String,
+    // Last, because the others live in it.
+    pub(super) lab: Lab,
+}
+
+impl Sender {
+    /// `mbit` is what is configured.
+    pub(super) fn new(lab: Lab, inside: Inside, mbit: u32, most_mbit: Option<u32>) -> Self {
+        let (gauge, blast) = (lab.gauge(PORT), lab.probe("blast.py"));
+        Self { mbit, most_mbit, inside, gauge, blast, lab }
     }
 
     fn blast(&self, kind: Kind, flows: u32, time: Duration) -> String {
-        format!("{} {SINK} {PORT} {} {} {flows}", self.blast, time.as_secs_f64(), kind.name())
+        let words = format!("{} {SINK} {PORT} {} {} {flows}", self.blast, time.as_secs_f64(), kind.name());
+        self.most_mbit.map_or(words.clone(), |most| format!("{words} {most}"))
     }
 
     /// Sends for a while; what comes after `settled` counts.
@@ -119,7 +146,7 @@ impl Side {
         let slice = |bytes: &u64| *bytes as f64 * kind.overhead() * 8.0 / SLICE.as_secs_f64() / 1e6;
         Run {
             ratio: self.gauge.rate(settled) * kind.overhead() / configured,
-            first: (first - 65536.0) * 8.0 / configured,
+            first: first * 8.0 / configured,
             slices: self.gauge.slices(SLICE).iter().map(slice).collect(),
         }
     }
@@ -134,7 +161,7 @@ impl Side {
             "sleep 0.5; cp \"$(command -v ping)\" . && ./ping -c {count} -i 0.01 -W 1 {SINK}; rm -f ping"
         ));
         self.inside.answer(flow).exits(0);
-        ensure!(said.stdout.contains("time="), "{}: no probe came back: {said}", self.limiter.name());
+        ensure!(said.stdout.contains("time="), "no probe came back: {said}");
         let times = said.stdout.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
         let times: Vec<f64> = times.map(str::parse).collect::<Result<_, _>>().context("ping")?;
         Ok((times.clone(), count - times.len() as u32))
