@@ -1,7 +1,7 @@
 """blast.py HOST PORT SECONDS KIND FLOWS [MBIT]: as many bytes as pass, or so many Mbit/s of datagrams in all flows together.
 
-KIND is udp or tcp for uploads, chat for a word now and then, or take for downloads: then the bytes that came from 0.7 s on,
-and their seconds, are told. A flow that fails ends the others.
+KIND is udp or tcp for uploads, gso for datagrams that the kernel cuts out of one long one, chat for a word now and then, or take for
+downloads: then the bytes that came from 0.7 s on, and their seconds, are told. A flow that fails ends the others.
 """
 import os
 import socket
@@ -15,11 +15,16 @@ family = socket.AF_INET6 if ":" in host else socket.AF_INET
 start = time.monotonic()
 end = start + seconds
 taken = []
+# include/uapi/linux/udp.h
+UDP_SEGMENT = 103
 
 
-def udp(size=1400):
+def udp(segments=1, size=1400):
     out = socket.socket(family, socket.SOCK_DGRAM)
     out.connect((host, port))
+    if segments > 1:
+        out.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+        size *= segments
     sent = 0
     while time.monotonic() < end:
         if pace:
@@ -66,7 +71,7 @@ def failed(args):
 
 
 threading.excepthook = failed
-work = {"udp": udp, "tcp": upload, "chat": chat, "take": download}[kind]
+work = {"udp": udp, "gso": lambda: udp(40), "tcp": upload, "chat": chat, "take": download}[kind]
 threads = [threading.Thread(target=work) for _ in range(flows)]
 for thread in threads:
     thread.start()
