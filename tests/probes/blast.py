@@ -19,7 +19,7 @@ taken = []
 UDP_SEGMENT = 103
 
 
-def udp(segments=1, size=1400):
+def udp(flow, segments=1, size=1400):
     out = socket.socket(family, socket.SOCK_DGRAM)
     out.connect((host, port))
     if segments > 1:
@@ -28,8 +28,8 @@ def udp(segments=1, size=1400):
     sent = 0
     while time.monotonic() < end:
         if pace:
-            # Until the next one is due; late ones follow at once.
-            time.sleep(max(0, start + sent * size / pace - time.monotonic()))
+            # Until the next one is due, each flow in its turn; late ones follow at once.
+            time.sleep(max(0, start + (sent + flow / flows) * size / pace - time.monotonic()))
         for _ in range(1 if pace else 20):
             try:
                 out.send(bytes(size))
@@ -41,7 +41,7 @@ def udp(segments=1, size=1400):
             time.sleep(0.001)
 
 
-def upload():
+def upload(_):
     out = socket.create_connection((host, port))
     out.settimeout(0.2)
     while time.monotonic() < end:
@@ -51,14 +51,14 @@ def upload():
             pass
 
 
-def chat():
+def chat(_):
     out = socket.create_connection((host, port))
     while time.monotonic() < end:
         out.send(bytes(100))
         time.sleep(0.02)
 
 
-def download():
+def download(_):
     into = socket.create_connection((host, port))
     while time.monotonic() < end:
         count = len(into.recv(1 << 18))
@@ -71,8 +71,8 @@ def failed(args):
 
 
 threading.excepthook = failed
-work = {"udp": udp, "gso": lambda: udp(40), "tcp": upload, "chat": chat, "take": download}[kind]
-threads = [threading.Thread(target=work) for _ in range(flows)]
+work = {"udp": udp, "gso": lambda flow: udp(flow, 40), "tcp": upload, "chat": chat, "take": download}[kind]
+threads = [threading.Thread(target=work, args=(flow,)) for flow in range(flows)]
 for thread in threads:
     thread.start()
 for thread in threads:
