@@ -224,31 +224,32 @@ fn table(columns: &[Column]) -> Tally {
     tally
 }
 
-/// Runs a shell script in a guest of this kernel to its end; `each` has every line that it says.
-pub(crate) fn in_guest(series: &str, script: &str, mut each: impl FnMut(&str)) -> Result<()> {
-    let kernel = Kernel::get(series)?;
-    println!("vm: {}, emulated", kernel.release);
-    let mut guest = Guest::boot(&kernel, script)?;
-    for line in lines_of(&mut guest.process)? {
-        each(line.trim_end());
-    }
-    Ok(())
+/// Runs a shell script in a guest of this series of kernels to its end; `each` has every line that it says.
+pub(crate) fn in_guest(series: &str, script: &str, each: impl FnMut(&str)) -> Result<()> {
+    listen(&Kernel::get(series)?, script, each)
 }
 
 /// Tests that the caller names, one machine after the other.
 fn others(kernels: &[Kernel], script: &str) -> Result<Tally> {
     let mut tally = Tally::default();
     for kernel in kernels {
-        println!("vm: {}, emulated", kernel.release);
-        let mut guest = Guest::boot(kernel, &format!("{script} 2>&1"))?;
         let mut ended = None;
-        for line in lines_of(&mut guest.process)? {
+        listen(kernel, &format!("{script} 2>&1"), |line| {
             println!("{line}");
-            ended = Tally::from_result_line(line.trim_end()).or(ended);
-        }
+            ended = Tally::from_result_line(line).or(ended);
+        })?;
         tally.add(ended.unwrap_or(Tally::FAILED));
     }
     Ok(tally)
+}
+
+fn listen(kernel: &Kernel, script: &str, mut each: impl FnMut(&str)) -> Result<()> {
+    println!("vm: {}, emulated", kernel.release);
+    let mut guest = Guest::boot(kernel, script)?;
+    for line in lines_of(&mut guest.process)? {
+        each(line.trim_end());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Earliest departure times, as smallest as they can be: one clock for a cgroup, in a program of its own that is in no egressd. Every
+//! Earliest departure times, as small as they can be: one clock for a cgroup, in a program of its own that is in no egressd. Every
 //! packet departs when those before it have been paid for (`skb->tstamp`), sch_fq on the device holds it until then, and what
 //! would wait for longer than the bucket of egressd is deep is dropped with a congestion notice, as there.
 
