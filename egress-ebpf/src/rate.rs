@@ -50,8 +50,12 @@ extern "C" fn meter_at(skb: *mut __sk_buff, slot: u64, place: u64) -> u64 {
     let budget = limits.budget & to_sandbox.wrapping_sub(1);
     // SAFETY: within a value of the map, alive for the program run.
     let meter = unsafe { (&raw mut (*meters).at).cast::<Meter>().add(place as usize) };
-    // By a function of its own, so that the many shapes of a packet end here.
-    let size = size_at(skb, at_device * u64::from(ETHERNET_LEN));
+    let (packet, header) = (Packet::from(skb), at_device * u64::from(ETHERNET_LEN));
+    // What has shapes, by a function of its own, so that they end here. A single packet has none, and was judged by its headers.
+    let size = match packet.segments() {
+        (_, 0) => 1 << 32 | u64::from(packet.len()).wrapping_sub(header),
+        _ => size_at(skb, header),
+    };
     let (bytes, packets) = (size as u32, (size >> 32) as u32);
     // SAFETY: a live meter.
     let metered = unsafe { take(meter, limit, budget, bytes) };
@@ -113,16 +117,13 @@ unsafe fn pay(paid: *mut u64, limit: Limit, bytes: u32) -> bool {
     true
 }
 
-/// IP bytes (low half) and packets (high half) of the network, behind a header of that length.
+/// IP bytes (low half) and packets (high half) of the network of a GSO packet, behind a header of that length.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn size_at(skb: *mut __sk_buff, header: u64) -> u64 {
     let (packet, header) = (Packet::from(skb), narrow(header));
     let len = packet.len().saturating_sub(header);
     let (count, size) = packet.segments();
-    if size == 0 {
-        return 1 << 32 | u64::from(len);
-    }
     let headers = headers(packet, header);
     let count = segments(len, count, size, headers);
     u64::from(count) << 32 | u64::from(ip_bytes(len, count, headers))

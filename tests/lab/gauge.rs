@@ -10,7 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Lab, netns::Netns, wait::Stop};
+use crate::{
+    Lab,
+    netns::Netns,
+    wait::{Stop, until},
+};
 
 /// What came to one port, by whatever way.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +118,19 @@ impl Gauge {
             slices[index] += count;
         }
         slices
+    }
+
+    /// Waits until nothing comes any more: what still stands in a queue is of who sent before.
+    #[track_caller]
+    pub fn quiet(&self) {
+        let (mut last, mut since) = (self.total(), Instant::now());
+        until(Duration::from_secs(60), "nothing comes any more", || {
+            let total = self.total();
+            if total != last {
+                (last, since) = (total, Instant::now());
+            }
+            since.elapsed() > Duration::from_millis(300)
+        });
     }
 
     /// Forgets what came.

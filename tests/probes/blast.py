@@ -5,6 +5,7 @@ downloads: then the bytes that came from 0.7 s on, and their seconds, are told. 
 """
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -43,6 +44,8 @@ def udp(flow, segments=1, size=1400):
 
 def upload(_):
     out = socket.create_connection((host, port))
+    # What was not sent in time is not sent at all: at a low rate it would go on for minutes beside whoever comes next.
+    out.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     out.settimeout(0.2)
     while time.monotonic() < end:
         try:

@@ -143,6 +143,7 @@ impl Sender {
 
     /// Sends for a while; what comes after `settled` counts.
     pub(super) fn run(&mut self, kind: Kind, flows: u32, time: Duration, settled: Duration) -> Run {
+        self.gauge.quiet();
         self.gauge.reset();
         let blast = self.blast(kind, flows, time);
         self.inside.ask(&blast).exits(0);
