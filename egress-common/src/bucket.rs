@@ -222,6 +222,9 @@ pub const fn boost(last: u64, limit: Limit, sent: u64, debt: u64, sockets: u64) 
 /// What one of so many active sockets may send, in bits per second. A doubled share shrinks to the even one while what was
 /// sent goes from an eighth of the bucket to a quarter: by degrees, because a packet of many segments that left at a fast pace waits for
 /// all of them at the pace that it finds.
+///
+/// Beyond a quarter it goes on to three quarters of the even one: at even shares a bucket stays as full as it is, and a socket that
+/// comes late finds no room in it, until TCP gives up (15 probes, half a second apart: `tcp_probe_timer` in net/ipv4/tcp_timer.c).
 #[inline(always)]
 pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64) -> u64 {
     // Of an eighth of the bucket.
@@ -231,7 +234,9 @@ pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64) -> u64 {
     let (even, most) = (limit.bits_per_s / all, limit.bits_per_s / few);
     // Odd, so never 0: the kernel half has no way to panic.
     let over = debt.saturating_sub(limit.depth / 8) / (limit.depth / (8 * STEPS) | 1);
-    even + (most - even) / STEPS * STEPS.saturating_sub(over)
+    let beyond = over.saturating_sub(STEPS) / (STEPS / 4);
+    let less = if beyond > STEPS / 4 { STEPS / 4 } else { beyond };
+    even + (most - even) / STEPS * STEPS.saturating_sub(over) - even / STEPS * less
 }
 
 /// A rate in bytes of payload per second: TCP's pacing counts no headers

@@ -116,10 +116,12 @@ proptest! {
     }
 
     #[test]
-    fn a_share_is_between_the_even_one_and_all_of_it(bits in rate(), sockets in 0_u64..10_000, boosted in 0_u64..70, debt: u64) {
+    fn a_share_is_between_three_quarters_of_the_even_one_and_all_of_it(bits in rate(), sockets in 0_u64..10_000, boosted in 0_u64..70, debt: u64) {
         let limit = Limit::new(bits, BURST_MIN_NS);
         let one = share(limit, sockets, boosted, debt);
-        prop_assert!(one <= bits && one >= bits / sockets.max(1));
+        let even = bits / sockets.max(1);
+        prop_assert!(one <= bits && one >= even - even / 4);
+        prop_assert!(debt > limit.depth / 4 || one >= even);
         // The more was sent, the less.
         prop_assert!(share(limit, sockets, boosted, debt.saturating_add(1 << 20)) <= one);
     }
@@ -146,6 +148,9 @@ fn what_a_socket_leaves_is_the_others() {
     assert_eq!(share(limit, 21, 4, 0), 20_000_000 - (20_000_000 - even) % 64);
     assert_eq!(share(limit, 21, 4, limit.depth / 8), share(limit, 21, 4, 0));
     assert_eq!(share(limit, 21, 4, limit.depth / 4 + limit.depth / 256), even);
+    // Behind half a bucket they send less than the rate, so that it empties.
+    assert_eq!(share(limit, 21, 0, limit.depth / 2 + limit.depth / 256), even - even / 64 * 8);
+    assert_eq!(share(limit, 21, 4, limit.depth), even - even / 64 * 16);
     // All of them do: what they have is taken back.
     for then in [3, 2, 1, 0, 0] {
         doubled = boost(doubled, limit, 335_544, limit.depth / 4, 21);

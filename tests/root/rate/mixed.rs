@@ -31,6 +31,23 @@ fn t38_many_flows_keep_to_the_rate() {
     inside.end().exits(0);
 }
 
+/// The first windows of ten sockets fill the bucket five times over. It empties, and no socket is kept out until TCP gives it up.
+#[test]
+fn t38_no_flow_is_kept_out_at_a_low_rate() {
+    let lab = Lab::alone();
+    let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
+    for ((shape, launch), host) in lab.shapes().into_iter().zip([OK6, OK]) {
+        let mut inside = Inside::start(launch.flags(&format!("--rate 1mbit {ALLOW}")));
+        controlled_by(&lab, host, "bbr");
+        gauge.quiet();
+        gauge.reset();
+        // Fifteen probes, half a second apart, and what it took until the first.
+        inside.ask(&format!("{blast} {host} 5201 12 tcp 10")).exits(0);
+        held(shape, on_the_wire(host, "tcp", gauge.rate(AGREED)) / MBIT);
+        inside.end().exits(0);
+    }
+}
+
 #[test]
 fn t38_tcp_and_udp_share_one_bucket() {
     let lab = Lab::alone();

@@ -53,9 +53,14 @@ impl Results {
 
 /// One round. TCP that waits for its rate leaves the CPUs idle, so all can send at once; datagrams that are dropped do not.
 fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Run)> {
-    // At 1 Mbit/s two seconds are 170 packets, and of one second at 10 Mbit/s a twentieth is the part of the bucket that ten
-    // sockets use or leave.
-    let time = settled + settled * if row.mbit <= 10 { 3 } else { 1 } / 2;
+    // Of a second at 10 Mbit/s a twentieth is the part of the bucket that ten sockets use or leave, and what a socket lost comes
+    // late, with all behind it.
+    let seconds = match (row.kind, row.mbit) {
+        (Kind::Tcp, 1) => 10,
+        (Kind::Tcp, 10) | (Kind::Udp, 1) => 3,
+        _ => 1,
+    };
+    let time = settled + settled * seconds / 2;
     let run = |side: &mut Side| (side.limiter, side.sender.run(row.kind, row.flows, time, settled));
     if row.mbit > 10 || row.kind == Kind::Udp {
         return sides.iter_mut().map(run).collect();
