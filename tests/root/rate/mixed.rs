@@ -43,7 +43,9 @@ fn t38_no_flow_is_kept_out_at_a_low_rate() {
         gauge.reset();
         // Fifteen probes, half a second apart, and what it took until the first.
         inside.ask(&format!("{blast} {host} 5201 12 tcp 10")).exits(0);
-        held(shape, on_the_wire(host, "tcp", gauge.rate(AGREED)) / MBIT);
+        // What a socket lost comes late, with all behind it.
+        let ratio = on_the_wire(host, "tcp", gauge.rate(AGREED)) / MBIT;
+        assert!((0.8..=1.2).contains(&ratio), "{shape}: {ratio:.3} of the rate");
         inside.end().exits(0);
     }
 }
