@@ -107,6 +107,16 @@ proptest! {
     }
 
     #[test]
+    fn datagrams_leave_room_for_tcp(bits in rate(), protocol: u8, now in YEAR_NS..10 * YEAR_NS, bytes: u32) {
+        let burst = Limit::new(bits, BURST_MIN_NS);
+        let limit = burst.of(protocol);
+        prop_assert_eq!(limit, Limit { depth: limit.depth, ..burst });
+        let most = (now << 4) + if protocol == 6 { burst.depth } else { burst.depth / 4 * 3 };
+        prop_assert!(limit.pay(most, now, bytes).is_some());
+        prop_assert!(limit.pay(most + 1, now, bytes).is_none());
+    }
+
+    #[test]
     fn sockets_share_no_more_than_there_is(bits in rate(), sockets in 1_u64..10_000, boosted in 0_u64..70, mss in 1_u32..=u32::MAX) {
         let limit = Limit::new(bits, BURST_MIN_NS);
         // Whatever they were given before: a quarter of the bucket ends it.

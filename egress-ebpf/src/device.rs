@@ -51,7 +51,7 @@ pub(crate) fn conclude(tenant: Tenant, packet: Packet, headers: &Headers, mut ve
         if tenant.sandbox.flags & flags::METERED_EGRESS == 0 || verdict.is(Reason::Neighbour) {
             return NEXT;
         }
-        match rate::meter(tenant, packet, Place::DeviceEgress) {
+        match rate::meter(tenant, packet, &headers.flow, Place::DeviceEgress) {
             Metered::Passed => return NEXT,
             Metered::Full => return DROP,
             Metered::Spent => verdict = Reason::Budget.into(),
@@ -98,7 +98,7 @@ pub(crate) fn device_ingress(ctx: TcContext) -> i32 {
 pub(crate) fn keeps_to_rate(tenant: Tenant, packet: Packet, headers: &Headers) -> bool {
     tenant.sandbox.flags & flags::METERED_INGRESS == 0
         || neighbour::is_discovery(&headers.flow)
-        || matches!(rate::meter(tenant, packet, Place::DeviceIngress), Metered::Passed)
+        || matches!(rate::meter(tenant, packet, &headers.flow, Place::DeviceIngress), Metered::Passed)
 }
 
 #[inline(always)]

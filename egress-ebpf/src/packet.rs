@@ -50,7 +50,7 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
         return refuse(tenant, verdict, Hook::Egress, &headers.flow);
     }
     if tenant.sandbox.flags & flags::METERED_EGRESS != 0 && !Asked(headers.asked).is_on(Path::Loopback) {
-        match rate::meter(tenant, packet, Place::Egress) {
+        match rate::meter(tenant, packet, &headers.flow, Place::Egress) {
             Metered::Passed => {}
             Metered::Full => return CONGESTED,
             Metered::Spent => return refuse(tenant, Reason::Budget.into(), Hook::Egress, &headers.flow),
@@ -80,7 +80,11 @@ pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
         return refuse(tenant, verdict, Hook::Ingress, &headers.flow);
     }
     let metered = tenant.sandbox.flags & flags::METERED_INGRESS != 0;
-    if metered && !matches!(rate::meter(tenant, packet, Place::Ingress), Metered::Passed) { DROP } else { PASS }
+    if metered && !matches!(rate::meter(tenant, packet, &headers.flow, Place::Ingress), Metered::Passed) {
+        DROP
+    } else {
+        PASS
+    }
 }
 
 /// What can still speak for a packet that no rule names: a flow that a listed peer opened, a connection older than its

@@ -11,7 +11,7 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_ktime_get_ns, macros
 use egress_common::{
     bucket::{Limit, Limits, Meter, Meters, PLACES, Place, boost, debt, epoch, ip_bytes, pace, segments, share},
     neighbour::ETHERNET_LEN,
-    packet::{Bytes as _, ethertype, protocol},
+    packet::{Bytes as _, Flow, ethertype, protocol},
 };
 
 /// What became of a packet.
@@ -26,8 +26,8 @@ pub(crate) enum Metered {
 
 /// Counts a packet, and says whether it may pass.
 #[inline(always)]
-pub(crate) fn meter(tenant: Tenant, packet: Packet, place: Place) -> Metered {
-    match meter_at(packet.skb(), tenant.slot.into(), place as u64) {
+pub(crate) fn meter(tenant: Tenant, packet: Packet, flow: &Flow, place: Place) -> Metered {
+    match meter_at(packet.skb(), tenant.slot.into(), place as u64, flow.protocol.into()) {
         0 => Metered::Passed,
         1 => Metered::Full,
         _ => Metered::Spent,
@@ -37,7 +37,7 @@ pub(crate) fn meter(tenant: Tenant, packet: Packet, place: Place) -> Metered {
 /// A global BPF function, so that it is verified apart from its callers, and once for all of them.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn meter_at(skb: *mut __sk_buff, slot: u64, place: u64) -> u64 {
+extern "C" fn meter_at(skb: *mut __sk_buff, slot: u64, place: u64, protocol: u64) -> u64 {
     // A slot without limits is a sandbox whose policy is being changed.
     let (Some(limits), Some(meters)) = (LIMITS.get(narrow(slot)), METERS.get_ptr_mut(narrow(slot))) else {
         return Metered::Full as u64;
@@ -46,7 +46,7 @@ extern "C" fn meter_at(skb: *mut __sk_buff, slot: u64, place: u64) -> u64 {
     const { assert!(PLACES == 4 && core::mem::offset_of!(Limits, ingress) == size_of::<Limit>()) };
     let (place, to_sandbox, at_device) = (place & 3, place >> 1 & 1, place & 1);
     // SAFETY: the limits of both directions stand beside each other, as was just checked.
-    let limit = unsafe { (&raw const limits.egress).add(to_sandbox as usize).read() };
+    let limit = unsafe { (&raw const limits.egress).add(to_sandbox as usize).read() }.of(protocol as u8);
     let budget = limits.budget & to_sandbox.wrapping_sub(1);
     // SAFETY: within a value of the map, alive for the program run.
     let meter = unsafe { (&raw mut (*meters).at).cast::<Meter>().add(place as usize) };

@@ -207,7 +207,8 @@ fn set_identity(tables: &Tables, cgroup_id: u64, identity: Identity) -> Result<(
 }
 
 /// True where all that this kernel needs are among these.
-pub(crate) fn is_judged(hooks: &[&str]) -> bool {
+pub(crate) fn is_judged<'n>(hooks: impl Iterator<Item = &'n str>) -> bool {
+    let hooks: Vec<_> = hooks.collect();
     kernel().is_ok_and(|kernel| HOOKS.iter().filter(|name| kernel.needs(name)).all(|name| hooks.contains(name)))
 }
 

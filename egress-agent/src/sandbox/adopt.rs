@@ -95,7 +95,7 @@ impl Sandbox {
         let devices = devices_of(&record, &seat.set, identity, pins, directories)?;
 
         let policy = Policy::from_toml(&record.policy)?;
-        let judges_foreign = foreign::is_judged(&hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>());
+        let judges_foreign = foreign::is_judged(hooks.iter().map(|hook| hook.name.as_str()));
         let plan = Plan { judges_foreign, ..Plan::resumed(&record, &on, &policy, &sandbox, seat.capacity())? };
         let (nonce, generation) = (record.nonce, record.generation);
         let opened = match u16::try_from(sandbox.listener_port) {

@@ -145,7 +145,7 @@ impl Builder {
             // The device's programs say it all.
             None => Vec::new(),
         };
-        plan.judges_foreign = foreign::is_judged(&hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>());
+        plan.judges_foreign = foreign::is_judged(hooks.iter().map(|hook| hook.name.as_str()));
         let mut devices = Devices::new(&seat.set, identity, own.to_owned(), &plan, self.tcx, &self.directories)?;
         if let Some(serving) = &mut serving {
             serving.lead(&mut devices)?;

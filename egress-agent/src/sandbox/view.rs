@@ -108,7 +108,7 @@ pub(crate) fn view(directories: &Directories, cgroup: Option<&Path>) -> Result<V
     let permits = tables.permits(record.slot)?.into_iter().map(|(key, _)| key.addr);
     let taken = permits.chain(tables.own(record.slot)?).map(Addr::to_ip).collect();
     let attached = status.hooks.iter().filter(|hook| hook.attached).map(|hook| hook.hook.as_str());
-    let judges_foreign = is_judged(&attached.collect::<Vec<_>>());
+    let judges_foreign = is_judged(attached);
     let judges_families = judges_foreign && !record.own_netns;
     let found = foreign(&cgroup, judges_foreign)?;
     Ok(View {

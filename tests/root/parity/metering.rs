@@ -75,7 +75,7 @@ fn a_device_meters_both_directions() {
         world.sandbox.flags |= flags::METERED_EGRESS | flags::METERED_INGRESS;
         install(&mut probe, &world).expect("a world in the maps");
         probe.set_device(ifindex, Identity { slot: SLOT, depth: 0, nonce: NONCE }).expect("a device");
-        // 60 bytes of IP are 60 ms of this rate, and the bucket holds 200.
+        // 60 bytes of IP are 60 ms of this rate, and for datagrams the bucket holds 150.
         let limit = Limit::new(RATE_MIN_BITS, BURST_MIN_NS);
         probe.set_limits(Limits { egress: limit, ingress: limit, budget: 0 }).expect("limits");
         let frame = Frame::datagram(Family::V4, policies::PERMITTED, 443).bytes();
@@ -83,7 +83,7 @@ fn a_device_meters_both_directions() {
             let passed = (0..10).filter(|_| probe.run(hook, &frame, ifindex, 1).expect("a run").passed).count();
             let meter = probe.meters().expect("meters").at[place as usize];
             // A slow machine may earn a packet or two meanwhile.
-            assert!((4..=6).contains(&passed), "{hook:?}: {passed} passed");
+            assert!((3..=5).contains(&passed), "{hook:?}: {passed} passed");
             assert_eq!((meter.bytes, meter.dropped_packets), (passed as u64 * 60, 10 - passed as u64), "{hook:?}");
         }
         let cgroups = probe.meters().expect("meters").at[Place::Egress as usize];
