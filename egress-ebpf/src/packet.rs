@@ -22,8 +22,9 @@ use egress_common::{
 const PASS: i32 = 1;
 /// EPERM for the sender.
 const DROP: i32 = 0;
-/// Dropped as a full queue drops: TCP slows down, and no sender sees an error (`BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY` in
-/// include/linux/bpf-cgroup.h).
+/// Dropped as a full queue drops, and no sender sees an error (`BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY` in
+/// include/linux/bpf-cgroup.h). Not for TCP: it tries again each half a second, and gives a connection up that found no room
+/// ten times (`TCP_RESOURCE_PROBE_INTERVAL` in net/ipv4/tcp_timer.c). Of EPERM it tells nobody, and waits as after a loss.
 const CONGESTED: i32 = 2;
 
 #[cgroup_skb(egress)]
@@ -52,6 +53,7 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     if tenant.sandbox.flags & flags::METERED_EGRESS != 0 && !Asked(headers.asked).is_on(Path::Loopback) {
         match rate::meter(tenant, packet, &headers.flow, Place::Egress) {
             Metered::Passed => {}
+            Metered::Full if headers.flow.protocol == protocol::TCP => return DROP,
             Metered::Full => return CONGESTED,
             Metered::Spent => return refuse(tenant, Reason::Budget.into(), Hook::Egress, &headers.flow),
         }

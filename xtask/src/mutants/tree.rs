@@ -108,7 +108,7 @@ impl Tree {
     fn build(&self, part: Part, linked: bool, features: &[String]) -> Result<Option<Built>> {
         let mut command = match part {
             Part::Common => self.cargo(&["test", "--no-run", "--package", "egress-common"])?,
-            Part::Agent => self.cargo(&["test", "--no-run", "--lib"])?,
+            Part::Agent => self.cargo(&["test", "--no-run", "--lib", "--bins"])?,
             Part::Root => self.cargo(&["build", "--bin", "egressd"])?,
         };
         if part != Part::Common {
