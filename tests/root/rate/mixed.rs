@@ -37,8 +37,10 @@ fn t38_no_flow_is_kept_out_at_a_low_rate() {
     let lab = Lab::alone();
     let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
     for ((shape, launch), host) in lab.shapes().into_iter().zip([OK6, OK]) {
+        if !controlled_by(&lab, host, "bbr") {
+            continue;
+        }
         let mut inside = Inside::start(launch.flags(&format!("--rate 1mbit {ALLOW}")));
-        controlled_by(&lab, host, "bbr");
         gauge.quiet();
         gauge.reset();
         // Fifteen probes, half a second apart, and what it took until the first.
@@ -67,10 +69,9 @@ fn t38_tcp_and_udp_share_one_bucket() {
     });
     println!("tcp {tcp}, udp {udp}");
     held("tcp and udp together", (tcp + udp) / (20.0 * MBIT));
-    // Three quarters are TCP's: a socket is paced, and finds room where datagrams find none. Little of these where the sender had no
-    // time for more.
-    assert!(tcp > 7.0 * MBIT, "{tcp} bit/s of TCP");
-    assert!(udp > MBIT / 10.0, "{udp} bit/s of datagrams");
+    // Three quarters are TCP's: a socket is paced, and finds room where datagrams find none.
+    assert!(tcp > 12.0 * MBIT, "{tcp} bit/s of TCP");
+    assert!(udp > MBIT, "{udp} bit/s of datagrams");
     inside.end().exits(0);
 }
 
@@ -90,7 +91,7 @@ fn t38_sockets_that_say_little_take_no_share() {
         // A word of 100 bytes behind 72 of headers.
         (words.rate(SETTLED) * 172.0 / 100.0, on_the_wire(OK, "tcp", stream.rate(SETTLED)))
     });
-    assert!(little > MBIT / 10.0, "they go on: {little} bit/s");
+    assert!(little > MBIT / 2.0, "they go on: {little} bit/s");
     held("one that sends beside twenty that say little", (little + much) / (20.0 * MBIT));
     inside.end().exits(0);
 }
