@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-/// One value per round for each row and side.
+/// At most one value per round for each row and side.
 pub(super) struct Pairs<S, R = &'static str> {
-    values: BTreeMap<(R, S), Vec<f64>>,
+    values: BTreeMap<(R, S), BTreeMap<usize, f64>>,
 }
 
 impl<S: Ord + Copy, R: Ord + Copy> Pairs<S, R> {
@@ -12,23 +12,23 @@ impl<S: Ord + Copy, R: Ord + Copy> Pairs<S, R> {
         Self { values: BTreeMap::new() }
     }
 
-    /// Adds the value of a round, counted from 1. Rounds come in order.
+    /// Adds the value of a round. One that has none is left out wherever it would be paired.
     pub(super) fn push(&mut self, row: R, side: S, round: usize, value: f64) {
-        let values = self.values.entry((row, side)).or_default();
-        debug_assert_eq!(values.len() + 1, round);
-        values.push(value);
+        let before = self.values.entry((row, side)).or_default().insert(round, value);
+        debug_assert!(before.is_none(), "round {round} was measured twice");
     }
 
     /// Median of a side alone.
     pub(super) fn median(&self, row: R, side: S) -> Option<f64> {
-        self.values.get(&(row, side)).map(|values| median(&mut values.clone()))
+        self.values.get(&(row, side)).map(|values| median(&mut values.values().copied().collect::<Vec<_>>()))
     }
 
     /// Median of what `combine` makes of each round's value and the same round's of another row and side.
     pub(super) fn paired(&self, one: (R, S), other: (R, S), combine: fn(f64, f64) -> f64) -> Option<f64> {
         let (one, other) = (self.values.get(&one)?, self.values.get(&other)?);
-        let mut pairs: Vec<f64> = one.iter().zip(other).map(|(one, other)| combine(*one, *other)).collect();
-        Some(median(&mut pairs))
+        let pair = |(round, one): (&usize, &f64)| Some(combine(*one, *other.get(round)?));
+        let mut pairs: Vec<f64> = one.iter().filter_map(pair).collect();
+        (!pairs.is_empty()).then(|| median(&mut pairs))
     }
 
     /// Median of the rounds' quotients.
@@ -78,5 +78,19 @@ mod tests {
         let added = pairs.added(("row", 2), ("row", 1)).unwrap();
         assert!((added - 20.0).abs() < 1e-9, "{added}");
         assert_eq!(pairs.ratio(("row", 3), ("row", 1)), None);
+    }
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "the values are exact")]
+    fn a_round_without_a_value_is_left_out() {
+        let mut pairs = Pairs::new();
+        for (round, one, other) in [(1, Some(2.0), 1.0), (2, None, 7.0), (3, Some(20.0), 10.0)] {
+            pairs.push("row", 2, round, other);
+            if let Some(one) = one {
+                pairs.push("row", 1, round, one);
+            }
+        }
+        assert_eq!(pairs.ratio(("row", 1), ("row", 2)), Some(2.0));
+        assert_eq!(pairs.median("row", 1), Some(11.0));
     }
 }

@@ -37,6 +37,8 @@ impl Row {
 struct Results {
     ratios: Pairs<Limiter, Row>,
     first: BTreeMap<Limiter, f64>,
+    /// Runs in which the kernel gave a connection up; they have no ratio.
+    given_up: BTreeMap<Limiter, u32>,
     /// p50 in milliseconds, and how many were lost.
     round_trips: BTreeMap<Limiter, (f64, u32)>,
     slices: BTreeMap<Limiter, Vec<f64>>,
@@ -52,7 +54,7 @@ impl Results {
 }
 
 /// One round. TCP that waits for its rate leaves the CPUs idle, so all can send at once; datagrams that are dropped do not.
-fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Run)> {
+fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Option<Run>)> {
     // Of a second at 10 Mbit/s a twentieth is the part of the bucket that ten sockets use or leave, and what a socket lost comes
     // late, with all behind it.
     let seconds = match (row.kind, row.mbit) {
@@ -80,6 +82,7 @@ pub(super) fn run(options: &Options) -> Result<bool> {
     let mut results = Results {
         ratios: Pairs::new(),
         first: BTreeMap::new(),
+        given_up: Limiter::ALL.map(|limiter| (limiter, 0)).into(),
         round_trips: BTreeMap::new(),
         slices: BTreeMap::new(),
         shown_mbit: 100,
@@ -97,6 +100,10 @@ pub(super) fn run(options: &Options) -> Result<bool> {
                     // Whoever comes first in a round is another one each time.
                     sides.rotate_left(1);
                     for (limiter, run) in runs(&mut sides, row, settled) {
+                        let Some(run) = run else {
+                            *results.given_up.entry(limiter).or_default() += 1;
+                            continue;
+                        };
                         results.ratios.push(row, limiter, round, run.ratio);
                         let first = results.first.entry(limiter).or_default();
                         *first = first.max(run.first - 65536.0 * 8.0 / (f64::from(mbit) * 1e6));

@@ -55,6 +55,9 @@ pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool),
     line(&mut part, "round trip beside a flow at 100 Mbit/s, p50 ms", &p50)?;
     let lost = |limiter| Some(results.round_trips.get(&limiter)?.1.to_string());
     line(&mut part, "probes lost", &lost)?;
+    line(&mut part, "runs in which the kernel gave a connection up", &|limiter| {
+        Some(results.given_up.get(&limiter)?.to_string())
+    })?;
     writeln!(part, "\n### Goals of rates")?;
     let reached = page::goals(&mut part, &goals(results))?;
     Ok((part, reached))
@@ -72,6 +75,7 @@ fn goals(results: &Results) -> Vec<Goal> {
         goal("first second, less 64 KiB", Limit::AtMost(1.25), results.first.get(&own).copied(), "x"),
         goal("round trip p50 at 100 Mbit/s", Limit::AtMost(1.0), round_trips.map(|(p50, _)| *p50), "ms"),
         goal("probes lost", Limit::AtMost(0.0), round_trips.map(|(_, lost)| f64::from(*lost)), ""),
+        goal("connections given up", Limit::AtMost(0.0), results.given_up.get(&own).copied().map(f64::from), ""),
         goal("a limit on the packet path", Limit::AtMost(70.0), Some(added), "ns"),
         goal("bytes that two CPUs' meter lost", Limit::AtMost(0.0), Some(results.costs.lost_bytes), ""),
     ]

@@ -6,7 +6,7 @@ use super::{
     departures::Departures,
 };
 use crate::bench::median;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lab::{Lab, until};
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ impl Side {
 
     fn send(&mut self, row: Row) -> Result<()> {
         let kind = self.sends(row.kind);
-        let run = self.sender.run(kind, row.flows, TIME, SETTLED);
+        let run = self.sender.run(kind, row.flows, TIME, SETTLED).context("the kernel gave a connection up")?;
         tell(&Told::Sent { row, keeper: self.keeper, ratio: run.ratio, first: run.first })?;
         self.settle();
         Ok(())
