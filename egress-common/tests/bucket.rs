@@ -1,8 +1,8 @@
 //! The bucket never gives more than it promises, whatever packets and clocks come.
 
 use egress_common::bucket::{
-    BURST_MAX_NS, BURST_MIN_NS, Limit, PACKET_MAX, RATE_MAX_BITS, RATE_MIN_BITS, boost, debt_ns, ip_bytes, pace,
-    segments, share,
+    BURST_MAX_NS, BURST_MIN_NS, Limit, Meter, PACKET_MAX, RATE_MAX_BITS, RATE_MIN_BITS, boost, debt, debt_ns, ip_bytes,
+    pace, segments, share,
 };
 use proptest::prelude::*;
 
@@ -191,6 +191,34 @@ fn a_packet_larger_than_the_bucket_passes_into_debt() {
     assert_eq!(limit.pay(paid, YEAR_NS + 324 * MS, 1500), None);
     assert!(limit.pay(paid, YEAR_NS + 325 * MS, 1500).is_some());
     assert_eq!(debt_ns(paid, YEAR_NS + 1000 * MS), 0);
+}
+
+/// Packets of 64 KiB, as TCP makes them where the way is short: each is paced by what the answer to the one before found.
+#[test]
+fn a_flow_of_long_packets_has_the_rate_and_leaves_room() {
+    const PACKETS: u64 = 200;
+    const PAYLOAD: u32 = 45 * 1448;
+    let bytes = ip_bytes(52 + PAYLOAD, 45, 52);
+    for bits in [200_000, 1_000_000, 3_000_000] {
+        let limit = Limit::new(bits, BURST_MIN_NS);
+        let (mut now, mut paid, mut fill, mut passed, mut fullest) = (YEAR_NS, 0, 0, 0, 0);
+        while passed < PACKETS {
+            let Some(next) = limit.pay(paid, now, bytes) else {
+                now += 200 * MS;
+                continue;
+            };
+            // The first windows go out at once.
+            fullest = if passed > 10 { debt(paid, now).max(fullest) } else { 0 };
+            // The answer is there before the next one may depart.
+            let pace = u64::from(pace(share(limit, 1, 0, fill), 1448, 52));
+            fill = Meter::fill(next, debt(paid, now), now);
+            (paid, passed, now) = (next, passed + 1, now + u64::from(PAYLOAD) * 1_000_000_000 / pace);
+        }
+        let ideal = PACKETS * u64::from(bytes) * 8_000_000_000 / bits;
+        let ratio = ideal as f64 / (now - YEAR_NS) as f64;
+        assert!((0.95..=1.02).contains(&ratio), "{bits} bit/s: {ratio}");
+        assert!(fullest < limit.depth / 2, "{bits} bit/s: whoever comes finds {fullest} of {}", limit.depth);
+    }
 }
 
 #[test]

@@ -82,7 +82,7 @@ unsafe fn take(meter: *mut Meter, limit: Limit, budget: u64, bytes: u32) -> Mete
     let refused = if budget != 0 && before + bytes64 > budget {
         Metered::Spent
     // SAFETY: as above.
-    } else if !limit.is_none() && !unsafe { pay(&raw mut (*meter).paid, limit, bytes) } {
+    } else if !limit.is_none() && !unsafe { pay(meter, limit, bytes) } {
         Metered::Full
     } else {
         return Metered::Passed;
@@ -95,16 +95,20 @@ unsafe fn take(meter: *mut Meter, limit: Limit, budget: u64, bytes: u32) -> Mete
 /// False where the bucket is full.
 ///
 /// # Safety
-/// `paid` is a live word of a map.
+/// `meter` is a live meter.
 #[inline(always)]
-unsafe fn pay(paid: *mut u64, limit: Limit, bytes: u32) -> bool {
+unsafe fn pay(meter: *mut Meter, limit: Limit, bytes: u32) -> bool {
     // SAFETY: takes nothing and touches nothing.
     let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the caller's promise.
+    let (paid, found) = unsafe { (&raw mut (*meter).paid, &raw mut (*meter).found) };
     let mut tries = 0;
     while tries < 2 {
         tries += 1;
         // SAFETY: the caller's promise; volatile, because other CPUs write it.
         let old = unsafe { paid.read_volatile() };
+        // SAFETY: as above.
+        unsafe { found.write_volatile(debt(old, now)) };
         let Some(new) = limit.pay(old, now, bytes) else { return false };
         // SAFETY: as above.
         if unsafe { exchange_if(paid, old, new) } == old {
@@ -205,7 +209,8 @@ unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation
     // SAFETY: the caller's promise; volatile, because other CPUs write them.
     unsafe {
         let meter = &raw const (*meters).at[Place::Egress as usize];
-        let debt = debt((&raw const (*meter).paid).read_volatile(), now_ns);
+        let (paid, found) = (&raw const (*meter).paid, &raw const (*meter).found);
+        let fill = Meter::fill(paid.read_volatile(), found.read_volatile(), now_ns);
         let current = &raw mut (*meters).current;
         let (began, previous) = (&raw mut (*meters).epoch, &raw mut (*meters).previous);
         let (counted, boosted) = (&raw mut (*meters).counted, &raw mut (*meters).boost);
@@ -218,13 +223,13 @@ unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation
             let (sockets, last) =
                 if known + 1 == now { (current.read_volatile(), boosted.read_volatile()) } else { (0, 0) };
             previous.write_volatile(sockets);
-            boosted.write_volatile(boost(last, limit, sent, debt, sockets));
+            boosted.write_volatile(boost(last, limit, sent, fill, sockets));
             current.write_volatile(0);
         }
         if conversation.is_first_of(now) {
             add(current, 1);
         }
         let active = current.read_volatile().max(previous.read_volatile());
-        share(limit, active, boosted.read_volatile(), debt)
+        share(limit, active, boosted.read_volatile(), fill)
     }
 }
