@@ -204,13 +204,11 @@ fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) 
 #[inline(always)]
 unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation) -> u64 {
     // SAFETY: takes nothing and touches nothing.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let now = epoch(now_ns);
+    let now = epoch(unsafe { bpf_ktime_get_ns() });
     // SAFETY: the caller's promise; volatile, because other CPUs write them.
     unsafe {
         let meter = &raw const (*meters).at[Place::Egress as usize];
-        let (paid, found) = (&raw const (*meter).paid, &raw const (*meter).found);
-        let fill = Meter::fill(paid.read_volatile(), found.read_volatile(), now_ns);
+        let found = (&raw const (*meter).found).read_volatile();
         let current = &raw mut (*meters).current;
         let (began, previous) = (&raw mut (*meters).epoch, &raw mut (*meters).previous);
         let (counted, boosted) = (&raw mut (*meters).counted, &raw mut (*meters).boost);
@@ -223,13 +221,13 @@ unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation
             let (sockets, last) =
                 if known + 1 == now { (current.read_volatile(), boosted.read_volatile()) } else { (0, 0) };
             previous.write_volatile(sockets);
-            boosted.write_volatile(boost(last, limit, sent, fill, sockets));
+            boosted.write_volatile(boost(last, limit, sent, found, sockets));
             current.write_volatile(0);
         }
         if conversation.is_first_of(now) {
             add(current, 1);
         }
         let active = current.read_volatile().max(previous.read_volatile());
-        share(limit, active, boosted.read_volatile(), fill)
+        share(limit, active, boosted.read_volatile(), found)
     }
 }
