@@ -63,8 +63,7 @@ pub struct Meter {
     pub dropped_packets: u64,
     /// Their IP bytes.
     pub dropped_bytes: u64,
-    /// How full the latest packet found the bucket, as [`Limit::depth`] counts. Shares go by that, and not by what the packet itself
-    /// put in: 64 KiB at 1 Mbit/s are two and a half buckets, and would slow down a flow that is alone.
+    /// How full the latest packet found the bucket, as [`Limit::depth`] counts.
     pub found: u64,
 }
 
@@ -219,8 +218,8 @@ pub const fn epoch(now_ns: u64) -> u64 {
 /// How often the share of a socket is doubled, from one epoch to the next: more while the sandbox sends less than 15/16 of
 /// its rate, because some that are active have little to say or have ended, and less when together they send too much.
 #[inline(always)]
-pub const fn boost(last: u64, limit: Limit, sent: u64, found: u64, sockets: u64) -> u64 {
-    if found > limit.depth / 16 * 3 {
+pub const fn boost(last: u64, limit: Limit, sent: u64, debt: u64, sockets: u64) -> u64 {
+    if debt > limit.depth / 16 * 3 {
         last.saturating_sub(1)
     } else if sent < ((limit.bits_per_s / 8) << EPOCH_BITS) / 1_000_000_000 / 16 * 15
         && last < 63
@@ -232,22 +231,24 @@ pub const fn boost(last: u64, limit: Limit, sent: u64, found: u64, sockets: u64)
     }
 }
 
-/// What one of so many active sockets may send, in bits per second, by [`Meter::found`]. A doubled share shrinks to the even one while what was
+/// What one of so many active sockets may send, in bits per second. A doubled share shrinks to the even one while what was
 /// sent goes from an eighth of the bucket to a quarter: by degrees, because a packet of many segments that left at a fast pace waits for
 /// all of them at the pace that it finds.
 ///
-/// Beyond a quarter it goes on to three quarters of the even one: at even shares a bucket stays as full as it is, and a socket that
-/// comes late finds no room in it, until TCP gives up (15 probes, half a second apart: `tcp_probe_timer` in net/ipv4/tcp_timer.c).
+/// Where the latest packet found more than a quarter, it goes on to three quarters of the even one: at even shares a bucket stays as
+/// full as it is, and a socket that comes late finds no room in it, until TCP gives up (15 probes, half a second apart:
+/// `tcp_probe_timer` in net/ipv4/tcp_timer.c). What that packet itself put in counts for nothing there: 64 KiB at 1 Mbit/s are two
+/// and a half buckets, and a flow that is alone would be slowed down by each.
 #[inline(always)]
-pub const fn share(limit: Limit, sockets: u64, boost: u64, found: u64) -> u64 {
+pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64, found: u64) -> u64 {
     // Of an eighth of the bucket.
     const STEPS: u64 = 64;
     let all = if sockets == 0 { 1 } else { sockets };
     let few = if all >> (boost & 63) == 0 { 1 } else { all >> (boost & 63) };
     let (even, most) = (limit.bits_per_s / all, limit.bits_per_s / few);
     // Odd, so never 0: the kernel half has no way to panic.
-    let over = found.saturating_sub(limit.depth / 8) / (limit.depth / (8 * STEPS) | 1);
-    let beyond = over.saturating_sub(STEPS) / (STEPS / 4);
+    let over = debt.saturating_sub(limit.depth / 8) / (limit.depth / (8 * STEPS) | 1);
+    let beyond = found.saturating_sub(limit.depth / 4) / (limit.depth / 32 | 1);
     let less = if beyond > STEPS / 4 { STEPS / 4 } else { beyond };
     even + (most - even) / STEPS * STEPS.saturating_sub(over) - even / STEPS * less
 }

@@ -120,20 +120,21 @@ proptest! {
     fn sockets_share_no_more_than_there_is(bits in rate(), sockets in 1_u64..10_000, boosted in 0_u64..70, mss in 1_u32..=u32::MAX) {
         let limit = Limit::new(bits, BURST_MIN_NS);
         // Whatever they were given before: a quarter of the bucket ends it.
-        let each = u64::from(pace(share(limit, sockets, boosted, limit.depth / 4 + limit.depth / 256), mss, 52));
+        let each = u64::from(pace(share(limit, sockets, boosted, limit.depth / 4 + limit.depth / 256, 0), mss, 52));
         prop_assert!(each >= 1);
         prop_assert!(each == 1 || each * sockets <= bits / 8);
     }
 
     #[test]
-    fn a_share_is_between_three_quarters_of_the_even_one_and_all_of_it(bits in rate(), sockets in 0_u64..10_000, boosted in 0_u64..70, debt: u64) {
+    fn a_share_is_between_three_quarters_of_the_even_one_and_all_of_it(bits in rate(), sockets in 0_u64..10_000, boosted in 0_u64..70, debt: u64, found: u64) {
         let limit = Limit::new(bits, BURST_MIN_NS);
-        let one = share(limit, sockets, boosted, debt);
+        let one = share(limit, sockets, boosted, debt, found);
         let even = bits / sockets.max(1);
         prop_assert!(one <= bits && one >= even - even / 4);
-        prop_assert!(debt > limit.depth / 4 || one >= even);
+        prop_assert!(found > limit.depth / 4 || one >= even);
         // The more was sent, the less.
-        prop_assert!(share(limit, sockets, boosted, debt.saturating_add(1 << 20)) <= one);
+        prop_assert!(share(limit, sockets, boosted, debt.saturating_add(1 << 20), found) <= one);
+        prop_assert!(share(limit, sockets, boosted, debt, found.saturating_add(1 << 20)) <= one);
     }
 
     #[test]
@@ -155,12 +156,12 @@ fn what_a_socket_leaves_is_the_others() {
         assert_eq!(doubled, then, "{sent}");
     }
     let even = 20_000_000 / 21;
-    assert_eq!(share(limit, 21, 4, 0), 20_000_000 - (20_000_000 - even) % 64);
-    assert_eq!(share(limit, 21, 4, limit.depth / 8), share(limit, 21, 4, 0));
-    assert_eq!(share(limit, 21, 4, limit.depth / 4 + limit.depth / 256), even);
-    // Behind half a bucket they send less than the rate, so that it empties.
-    assert_eq!(share(limit, 21, 0, limit.depth / 2 + limit.depth / 256), even - even / 64 * 8);
-    assert_eq!(share(limit, 21, 4, limit.depth), even - even / 64 * 16);
+    assert_eq!(share(limit, 21, 4, 0, 0), 20_000_000 - (20_000_000 - even) % 64);
+    assert_eq!(share(limit, 21, 4, limit.depth / 8, 0), share(limit, 21, 4, 0, 0));
+    assert_eq!(share(limit, 21, 4, limit.depth / 4 + limit.depth / 256, 0), even);
+    // Who finds it half full sends less than his part, so that it empties.
+    assert_eq!(share(limit, 21, 0, limit.depth, limit.depth / 2 + limit.depth / 256), even - even / 64 * 8);
+    assert_eq!(share(limit, 21, 4, limit.depth, limit.depth), even - even / 64 * 16);
     // All of them do: what they have is taken back.
     for then in [3, 2, 1, 0, 0] {
         doubled = boost(doubled, limit, 335_544, limit.depth / 4, 21);
@@ -210,7 +211,7 @@ fn a_flow_of_long_packets_has_the_rate_and_leaves_room() {
             // The first windows go out at once.
             fullest = if passed > 10 { debt(paid, now).max(fullest) } else { 0 };
             // The answer is there before the next one may depart.
-            let pace = u64::from(pace(share(limit, 1, 0, found), 1448, 52));
+            let pace = u64::from(pace(share(limit, 1, 0, u64::MAX, found), 1448, 52));
             found = debt(paid, now);
             (paid, passed, now) = (next, passed + 1, now + u64::from(PAYLOAD) * 1_000_000_000 / pace);
         }

@@ -204,11 +204,12 @@ fn adjust(tenant: Tenant, limits: &Limits, conversation: Conversation, op: u32) 
 #[inline(always)]
 unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation) -> u64 {
     // SAFETY: takes nothing and touches nothing.
-    let now = epoch(unsafe { bpf_ktime_get_ns() });
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now = epoch(now_ns);
     // SAFETY: the caller's promise; volatile, because other CPUs write them.
     unsafe {
         let meter = &raw const (*meters).at[Place::Egress as usize];
-        let found = (&raw const (*meter).found).read_volatile();
+        let debt = debt((&raw const (*meter).paid).read_volatile(), now_ns);
         let current = &raw mut (*meters).current;
         let (began, previous) = (&raw mut (*meters).epoch, &raw mut (*meters).previous);
         let (counted, boosted) = (&raw mut (*meters).counted, &raw mut (*meters).boost);
@@ -221,13 +222,13 @@ unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation
             let (sockets, last) =
                 if known + 1 == now { (current.read_volatile(), boosted.read_volatile()) } else { (0, 0) };
             previous.write_volatile(sockets);
-            boosted.write_volatile(boost(last, limit, sent, found, sockets));
+            boosted.write_volatile(boost(last, limit, sent, debt, sockets));
             current.write_volatile(0);
         }
         if conversation.is_first_of(now) {
             add(current, 1);
         }
         let active = current.read_volatile().max(previous.read_volatile());
-        share(limit, active, boosted.read_volatile(), found)
+        share(limit, active, boosted.read_volatile(), debt, (&raw const (*meter).found).read_volatile())
     }
 }
