@@ -31,10 +31,18 @@ fn main() -> Result<()> {
     )?;
     // AYA_BUILD_SKIP (clippy and rustdoc need no object) leaves no file, and include_bytes! would not compile.
     if object.exists() {
-        without_dwarf(&object).with_context(|| format!("cannot shorten {}", object.display()))
+        without_dwarf(&object).with_context(|| format!("cannot shorten {}", object.display()))?;
     } else {
-        fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))
+        fs::write(&object, []).with_context(|| format!("cannot write the stub {}", object.display()))?;
     }
+    let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+    println!("cargo::rustc-env=EGRESSD_OBJECT={:016x}", fnv1a(&bytes));
+    Ok(())
+}
+
+/// FNV-1a, 64 bits.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// BTF is made from DWARF, and nobody needs that afterwards: four fifths of the object, which every start would walk through.

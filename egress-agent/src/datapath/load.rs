@@ -332,8 +332,3 @@ fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
-
-/// FNV-1a of the object, to tell builds apart.
-pub(crate) fn object_hash() -> u64 {
-    OBJECT.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}

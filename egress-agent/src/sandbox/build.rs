@@ -1,6 +1,5 @@
 //! What this binary is made of.
 
-use crate::datapath::load;
 use serde::Serialize;
 
 /// Version of the layouts that both halves share.
@@ -16,7 +15,7 @@ pub struct Build {
     /// Whether the tree had changes.
     pub dirty: bool,
     /// Hash of the BPF object (FNV-1a, 64 bits): tells builds apart, proves nothing.
-    pub object: String,
+    pub object: &'static str,
     /// Version of the ABI between the halves.
     pub abi: u32,
 }
@@ -27,7 +26,7 @@ pub fn build() -> Build {
         version: env!("CARGO_PKG_VERSION"),
         revision: env!("EGRESSD_REVISION"),
         dirty: env!("EGRESSD_DIRTY") == "true",
-        object: format!("{:016x}", load::object_hash()),
+        object: env!("EGRESSD_OBJECT"),
         abi: ABI,
     }
 }
