@@ -96,15 +96,18 @@ impl Datagrams {
         Ok(Self { socket: UdpSocket::from_std(socket)?, every_address })
     }
 
-    /// Waits for questions, and hands over what has come, at most [`BATCH`]; returns how many those were.
-    pub(super) async fn receive(&self, mut take: impl FnMut(&[u8], Asker)) -> io::Result<usize> {
+    /// Waits for questions, and hands over what has come, at most [`BATCH`]; returns how many those were. `take` is true for
+    /// what is answered at once.
+    pub(super) async fn receive(&self, mut take: impl FnMut(&[u8], Asker) -> bool) -> io::Result<usize> {
         loop {
             self.socket.readable().await?;
             let mut count = 0;
             let result = self.socket.try_io(Interest::READABLE, || {
-                count = INBOX.with_borrow_mut(|inbox| self.receive_now(inbox, &mut take))?;
-                // Where there was room for more, nothing is left: the runtime is told so, and need not try.
-                if count < BATCH { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                let (taken, answered) = INBOX.with_borrow_mut(|inbox| self.receive_now(inbox, &mut take))?;
+                count = taken;
+                // Where there was room for more, nothing is left. Whoever gets an answer may ask again at once, and trying
+                // costs less than waiting; a miss should not wait for the try.
+                if answered || taken == BATCH { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
             });
             match result {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
@@ -114,20 +117,24 @@ impl Datagrams {
         }
     }
 
-    fn receive_now(&self, inbox: &mut [[u8; BUFFER]; BATCH], take: &mut impl FnMut(&[u8], Asker)) -> io::Result<usize> {
+    fn receive_now(
+        &self,
+        inbox: &mut [[u8; BUFFER]; BATCH],
+        take: &mut impl FnMut(&[u8], Asker) -> bool,
+    ) -> io::Result<(usize, bool)> {
         let control = self.every_address.then(|| nix::cmsg_space!(libc::in6_pktinfo));
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, control);
         let mut slices = inbox.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
         let fd = self.socket.as_raw_fd();
-        let mut count = 0;
+        let (mut count, mut answered) = (0, false);
         for received in recvmmsg(fd, &mut headers, &mut slices, MsgFlags::empty(), None)? {
             count += 1;
             // From no address of the internet nobody asks.
             if let Some(asker) = asker(&received) {
-                take(received.iovs().next().unwrap_or_default(), asker);
+                answered |= take(received.iovs().next().unwrap_or_default(), asker);
             }
         }
-        Ok(count)
+        Ok((count, answered))
     }
 
     /// Sends all of them and empties the box; returns how many could not be sent.
@@ -206,6 +213,7 @@ mod tests {
             let take = |message: &[u8], asker: Asker| {
                 assert_eq!((message, asker.port()), (&b"question"[..], client.local_addr().unwrap().port()));
                 outbox.push(b"answer", asker);
+                true
             };
             assert_eq!(served.receive(take).await.unwrap(), 1);
             assert_eq!(served.answer(&mut outbox).await, 0);

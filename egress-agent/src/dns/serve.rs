@@ -27,14 +27,15 @@ pub(super) async fn datagrams(responder: Arc<Responder>, socket: Datagrams, list
     loop {
         let taken = socket.receive(|message, asker| {
             let peer = Peer { protocol: UDP, port: asker.port() };
-            match responder.receive(message, peer, &mut out) {
-                Step::Silent => {}
-                Step::Answered => {
-                    responder.sent(out.len());
-                    outbox.push(&out, asker);
-                }
-                Step::Ask(miss) => finish(&responder, &socket, miss, asker),
+            let step = responder.receive(message, peer, &mut out);
+            let answered = matches!(step, Step::Answered);
+            if answered {
+                responder.sent(out.len());
+                outbox.push(&out, asker);
+            } else if let Step::Ask(miss) = step {
+                finish(&responder, &socket, miss, asker);
             }
+            answered
         });
         let count = match taken.await {
             Ok(count) => count,
@@ -60,6 +61,7 @@ fn finish(responder: &Arc<Responder>, socket: &Arc<Datagrams>, miss: Box<Miss>, 
         let mut outbox = Outbox::default();
         outbox.push(&out, asker);
         alarm.0.counters.unsent.add(socket.answer(&mut outbox).await);
+        alarm.0.current().upstreams.tidy();
     });
 }
 
