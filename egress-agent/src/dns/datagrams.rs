@@ -195,31 +195,98 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
 mod tests {
     use super::*;
     use nix::sys::socket::{setsockopt, sockopt::Ipv4PacketInfo};
-    use std::time::Duration;
+    use std::{net, time::Duration};
+
+    fn served(address: &str, every_address: bool) -> (Datagrams, u16) {
+        let socket = net::UdpSocket::bind(address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        if every_address {
+            setsockopt(&socket, Ipv4PacketInfo, &true).unwrap();
+        }
+        let port = socket.local_addr().unwrap().port();
+        (Datagrams::new(socket, every_address).unwrap(), port)
+    }
+
+    fn client(address: &str) -> net::UdpSocket {
+        let client = net::UdpSocket::bind(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client
+    }
+
+    /// Takes so many questions, and has an answer for each that repeats it.
+    async fn take(served: &Datagrams, questions: usize) -> Outbox {
+        let mut outbox = Outbox::default();
+        let mut count = 0;
+        while count < questions {
+            let echo = |question: &[u8], asker: Asker| {
+                outbox.push(question, asker);
+                true
+            };
+            let taken = served.receive(echo).await.unwrap();
+            assert_eq!(taken, BATCH.min(questions - count), "a batch is full while there are questions");
+            count += taken;
+        }
+        outbox
+    }
 
     /// Every address of 127.0.0.0/8 is one's own, as every address is in a resolver's namespace.
     #[tokio::test]
     async fn an_answer_bears_the_address_that_was_asked() {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        setsockopt(&socket, Ipv4PacketInfo, &true).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        let served = Datagrams::new(socket, true).unwrap();
-        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        for server in ["127.0.0.53", "127.9.8.7"] {
-            client.send_to(b"question", (server, port)).unwrap();
-            let mut outbox = Outbox::default();
-            let take = |message: &[u8], asker: Asker| {
-                assert_eq!((message, asker.port()), (&b"question"[..], client.local_addr().unwrap().port()));
-                outbox.push(b"answer", asker);
-                true
-            };
-            assert_eq!(served.receive(take).await.unwrap(), 1);
-            assert_eq!(served.answer(&mut outbox).await, 0);
+        let (served, port) = served("0.0.0.0:0", true);
+        let client = client("127.0.0.1:0");
+        let servers = ["127.0.0.53", "127.9.8.7", "127.9.8.7", "127.0.0.53"];
+        for (number, server) in (0_u8..).zip(servers) {
+            client.send_to(&[number], (server, port)).unwrap();
+        }
+        let mut outbox = take(&served, servers.len()).await;
+        assert_eq!(served.answer(&mut outbox).await, 0);
+        for (number, server) in (0_u8..).zip(servers) {
             let mut buffer = [0; 64];
             let (length, from) = client.recv_from(&mut buffer).unwrap();
-            assert_eq!((&buffer[..length], from), (&b"answer"[..], format!("{server}:{port}").parse().unwrap()));
+            assert_eq!((&buffer[..length], from), (&[number][..], format!("{server}:{port}").parse().unwrap()));
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_go_to_who_asked_in_their_order() {
+        const QUESTIONS: u8 = 40;
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (served, port) = served(address, false);
+            let to = net::SocketAddr::new(address.parse::<net::SocketAddr>().unwrap().ip(), port);
+            let clients = [(); 2].map(|()| client(address));
+            for number in 0..QUESTIONS {
+                clients[usize::from(number % 2)].send_to(&[7; 90][..usize::from(number)], to).unwrap();
+            }
+            let mut outbox = take(&served, QUESTIONS.into()).await;
+            assert_eq!(served.answer(&mut outbox).await, 0);
+            assert_eq!(served.answer(&mut outbox).await, 0, "it is empty");
+            for number in 0..QUESTIONS {
+                let mut buffer = [0; 64];
+                let (length, from) = clients[usize::from(number % 2)].recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..length], from), (&[7; 90][..usize::from(number)], to), "{address}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_sent_takes_no_other_with_it() {
+        for every_address in [false, true] {
+            let (served, port) = served("127.0.0.1:0", every_address);
+            let client = client("127.0.0.1:0");
+            for number in 0..4 {
+                client.send_to(&[number], ("127.0.0.1", port)).unwrap();
+            }
+            let mut outbox = take(&served, 4).await;
+            for place in [0, 2] {
+                // No datagram goes to port 0.
+                outbox.answers[place].1.from.set_port(0);
+            }
+            assert_eq!(served.answer(&mut outbox).await, 2);
+            for number in [1, 3] {
+                let mut buffer = [0; 64];
+                let length = client.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[..length], [number]);
+            }
         }
     }
 }

@@ -88,6 +88,22 @@ mod tests {
 
     #[tokio::test]
     async fn f05_a_socket_that_is_used_again_has_another_port_and_forgets_what_came() {
+        used_again(|_| ()).await;
+    }
+
+    #[tokio::test]
+    async fn f05_a_socket_that_waits_has_no_port_and_forgets_what_came() {
+        used_again(|sockets| {
+            let port = lock(&sockets.used)[0].local_addr().unwrap();
+            net::UdpSocket::bind(port).unwrap_err();
+            sockets.tidy();
+            net::UdpSocket::bind(port).unwrap();
+            assert_eq!((lock(&sockets.used).len(), lock(&sockets.idle).len()), (0, 1));
+        })
+        .await;
+    }
+
+    async fn used_again(meanwhile: impl Fn(&Sockets)) {
         let [first, second] = [(); 2].map(|()| net::UdpSocket::bind("127.0.0.1:0").unwrap());
         let sockets = Sockets::default();
         let socket = sockets.connected(first.local_addr().unwrap()).await.unwrap();
@@ -98,6 +114,7 @@ mod tests {
         first.send_to(b"late", port).unwrap();
         socket.readable().await.unwrap();
         sockets.give_back(socket);
+        meanwhile(&sockets);
 
         let socket = sockets.connected(second.local_addr().unwrap()).await.unwrap();
         assert_eq!(sockets.len(), 0, "it is the same socket");
