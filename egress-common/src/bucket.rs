@@ -63,6 +63,8 @@ pub struct Meter {
     pub dropped_packets: u64,
     /// Their IP bytes.
     pub dropped_bytes: u64,
+    /// How full the latest packet found the bucket, as [`Limit::depth`] counts.
+    pub found: u64,
 }
 
 /// The meters of one sandbox, and how many of its TCP sockets send.
@@ -83,7 +85,7 @@ pub struct Meters {
     pub boost: u64,
 }
 
-crate::abi!(Limit = 24, Limits = 56, Meter = 32, Meters = 168);
+crate::abi!(Limit = 24, Limits = 56, Meter = 40, Meters = 200);
 
 /// Where packets are metered. The buckets are apart, so that a packet which passes two of them counts once in each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -233,10 +235,12 @@ pub const fn boost(last: u64, limit: Limit, sent: u64, debt: u64, sockets: u64) 
 /// sent goes from an eighth of the bucket to a quarter: by degrees, because a packet of many segments that left at a fast pace waits for
 /// all of them at the pace that it finds.
 ///
-/// Beyond a quarter it goes on to three quarters of the even one: at even shares a bucket stays as full as it is, and a socket that
-/// comes late finds no room in it, until TCP gives up (15 probes, half a second apart: `tcp_probe_timer` in net/ipv4/tcp_timer.c).
+/// Where the latest packet found more than a quarter, it goes on to three quarters of the even one: at even shares a bucket stays as
+/// full as it is, and a socket that comes late finds no room in it, until TCP gives up (15 probes, half a second apart:
+/// `tcp_probe_timer` in net/ipv4/tcp_timer.c). What that packet itself put in counts for nothing there: 64 KiB at 1 Mbit/s are two
+/// and a half buckets, and a flow that is alone would be slowed down by each.
 #[inline(always)]
-pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64) -> u64 {
+pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64, found: u64) -> u64 {
     // Of an eighth of the bucket.
     const STEPS: u64 = 64;
     let all = if sockets == 0 { 1 } else { sockets };
@@ -244,7 +248,7 @@ pub const fn share(limit: Limit, sockets: u64, boost: u64, debt: u64) -> u64 {
     let (even, most) = (limit.bits_per_s / all, limit.bits_per_s / few);
     // Odd, so never 0: the kernel half has no way to panic.
     let over = debt.saturating_sub(limit.depth / 8) / (limit.depth / (8 * STEPS) | 1);
-    let beyond = over.saturating_sub(STEPS) / (STEPS / 4);
+    let beyond = found.saturating_sub(limit.depth / 4) / (limit.depth / 32 | 1);
     let less = if beyond > STEPS / 4 { STEPS / 4 } else { beyond };
     even + (most - even) / STEPS * STEPS.saturating_sub(over) - even / STEPS * less
 }

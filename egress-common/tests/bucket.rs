@@ -1,7 +1,7 @@
 //! The bucket never gives more than it promises, whatever packets and clocks come.
 
 use egress_common::bucket::{
-    BURST_MAX_NS, BURST_MIN_NS, Limit, PACKET_MAX, RATE_MAX_BITS, RATE_MIN_BITS, boost, debt_ns, ip_bytes, pace,
+    BURST_MAX_NS, BURST_MIN_NS, Limit, PACKET_MAX, RATE_MAX_BITS, RATE_MIN_BITS, boost, debt, debt_ns, ip_bytes, pace,
     segments, share,
 };
 use proptest::prelude::*;
@@ -120,20 +120,21 @@ proptest! {
     fn sockets_share_no_more_than_there_is(bits in rate(), sockets in 1_u64..10_000, boosted in 0_u64..70, mss in 1_u32..=u32::MAX) {
         let limit = Limit::new(bits, BURST_MIN_NS);
         // Whatever they were given before: a quarter of the bucket ends it.
-        let each = u64::from(pace(share(limit, sockets, boosted, limit.depth / 4 + limit.depth / 256), mss, 52));
+        let each = u64::from(pace(share(limit, sockets, boosted, limit.depth / 4 + limit.depth / 256, 0), mss, 52));
         prop_assert!(each >= 1);
         prop_assert!(each == 1 || each * sockets <= bits / 8);
     }
 
     #[test]
-    fn a_share_is_between_three_quarters_of_the_even_one_and_all_of_it(bits in rate(), sockets in 0_u64..10_000, boosted in 0_u64..70, debt: u64) {
+    fn a_share_is_between_three_quarters_of_the_even_one_and_all_of_it(bits in rate(), sockets in 0_u64..10_000, boosted in 0_u64..70, debt: u64, found: u64) {
         let limit = Limit::new(bits, BURST_MIN_NS);
-        let one = share(limit, sockets, boosted, debt);
+        let one = share(limit, sockets, boosted, debt, found);
         let even = bits / sockets.max(1);
         prop_assert!(one <= bits && one >= even - even / 4);
-        prop_assert!(debt > limit.depth / 4 || one >= even);
+        prop_assert!(found > limit.depth / 4 || one >= even);
         // The more was sent, the less.
-        prop_assert!(share(limit, sockets, boosted, debt.saturating_add(1 << 20)) <= one);
+        prop_assert!(share(limit, sockets, boosted, debt.saturating_add(1 << 20), found) <= one);
+        prop_assert!(share(limit, sockets, boosted, debt, found.saturating_add(1 << 20)) <= one);
     }
 
     #[test]
@@ -155,12 +156,12 @@ fn what_a_socket_leaves_is_the_others() {
         assert_eq!(doubled, then, "{sent}");
     }
     let even = 20_000_000 / 21;
-    assert_eq!(share(limit, 21, 4, 0), 20_000_000 - (20_000_000 - even) % 64);
-    assert_eq!(share(limit, 21, 4, limit.depth / 8), share(limit, 21, 4, 0));
-    assert_eq!(share(limit, 21, 4, limit.depth / 4 + limit.depth / 256), even);
-    // Behind half a bucket they send less than the rate, so that it empties.
-    assert_eq!(share(limit, 21, 0, limit.depth / 2 + limit.depth / 256), even - even / 64 * 8);
-    assert_eq!(share(limit, 21, 4, limit.depth), even - even / 64 * 16);
+    assert_eq!(share(limit, 21, 4, 0, 0), 20_000_000 - (20_000_000 - even) % 64);
+    assert_eq!(share(limit, 21, 4, limit.depth / 8, 0), share(limit, 21, 4, 0, 0));
+    assert_eq!(share(limit, 21, 4, limit.depth / 4 + limit.depth / 256, 0), even);
+    // Who finds it half full sends less than his part, so that it empties.
+    assert_eq!(share(limit, 21, 0, limit.depth, limit.depth / 2 + limit.depth / 256), even - even / 64 * 8);
+    assert_eq!(share(limit, 21, 4, limit.depth, limit.depth), even - even / 64 * 16);
     // All of them do: what they have is taken back.
     for then in [3, 2, 1, 0, 0] {
         doubled = boost(doubled, limit, 335_544, limit.depth / 4, 21);
@@ -191,6 +192,33 @@ fn a_packet_larger_than_the_bucket_passes_into_debt() {
     assert_eq!(limit.pay(paid, YEAR_NS + 324 * MS, 1500), None);
     assert!(limit.pay(paid, YEAR_NS + 325 * MS, 1500).is_some());
     assert_eq!(debt_ns(paid, YEAR_NS + 1000 * MS), 0);
+}
+
+/// Packets of 64 KiB, as TCP makes them where the way is short: each is paced by what the answer to the one before found.
+#[test]
+fn a_flow_of_long_packets_has_the_rate_and_leaves_room() {
+    const PACKETS: u64 = 200;
+    const PAYLOAD: u32 = 45 * 1448;
+    let bytes = ip_bytes(52 + PAYLOAD, 45, 52);
+    for bits in [200_000, 1_000_000, 3_000_000] {
+        let limit = Limit::new(bits, BURST_MIN_NS);
+        let (mut now, mut paid, mut found, mut passed, mut fullest) = (YEAR_NS, 0, 0, 0, 0);
+        while passed < PACKETS {
+            let Some(next) = limit.pay(paid, now, bytes) else {
+                now += 200 * MS;
+                continue;
+            };
+            // The first windows go out at once.
+            fullest = if passed > 10 { debt(paid, now).max(fullest) } else { 0 };
+            // The answer is there before the next one may depart.
+            let pace = u64::from(pace(share(limit, 1, 0, u64::MAX, found), 1448, 52));
+            found = debt(paid, now);
+            (paid, passed, now) = (next, passed + 1, now + u64::from(PAYLOAD) * 1_000_000_000 / pace);
+        }
+        let (due, took) = (PACKETS * u64::from(bytes) * 8_000_000_000 / bits, now - YEAR_NS);
+        assert!((due / 100 * 98..=due / 100 * 105).contains(&took), "{bits} bit/s: {took} ns for what takes {due}");
+        assert!(fullest < limit.depth / 2, "{bits} bit/s: whoever comes finds {fullest} of {}", limit.depth);
+    }
 }
 
 #[test]

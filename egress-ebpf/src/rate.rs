@@ -82,7 +82,7 @@ unsafe fn take(meter: *mut Meter, limit: Limit, budget: u64, bytes: u32) -> Mete
     let refused = if budget != 0 && before + bytes64 > budget {
         Metered::Spent
     // SAFETY: as above.
-    } else if !limit.is_none() && !unsafe { pay(&raw mut (*meter).paid, limit, bytes) } {
+    } else if !limit.is_none() && !unsafe { pay(meter, limit, bytes) } {
         Metered::Full
     } else {
         return Metered::Passed;
@@ -95,16 +95,20 @@ unsafe fn take(meter: *mut Meter, limit: Limit, budget: u64, bytes: u32) -> Mete
 /// False where the bucket is full.
 ///
 /// # Safety
-/// `paid` is a live word of a map.
+/// `meter` is a live meter.
 #[inline(always)]
-unsafe fn pay(paid: *mut u64, limit: Limit, bytes: u32) -> bool {
+unsafe fn pay(meter: *mut Meter, limit: Limit, bytes: u32) -> bool {
     // SAFETY: takes nothing and touches nothing.
     let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the caller's promise.
+    let (paid, found) = unsafe { (&raw mut (*meter).paid, &raw mut (*meter).found) };
     let mut tries = 0;
     while tries < 2 {
         tries += 1;
         // SAFETY: the caller's promise; volatile, because other CPUs write it.
         let old = unsafe { paid.read_volatile() };
+        // SAFETY: as above.
+        unsafe { found.write_volatile(debt(old, now)) };
         let Some(new) = limit.pay(old, now, bytes) else { return false };
         // SAFETY: as above.
         if unsafe { exchange_if(paid, old, new) } == old {
@@ -225,6 +229,6 @@ unsafe fn share_of(meters: *mut Meters, limit: Limit, conversation: Conversation
             add(current, 1);
         }
         let active = current.read_volatile().max(previous.read_volatile());
-        share(limit, active, boosted.read_volatile(), debt)
+        share(limit, active, boosted.read_volatile(), debt, (&raw const (*meter).found).read_volatile())
     }
 }

@@ -4,7 +4,7 @@ use crate::datapath::load;
 use serde::Serialize;
 
 /// Version of the layouts that both halves share.
-pub(super) const ABI: u32 = 5;
+pub(super) const ABI: u32 = 6;
 
 /// What this binary is made of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

@@ -52,6 +52,28 @@ fn t38_no_flow_is_kept_out_at_a_low_rate() {
     }
 }
 
+/// A packet of 64 KiB is two and a half buckets. It is paid for, and is no reason to slow the next one down.
+#[test]
+fn t38_one_flow_has_all_of_a_low_rate() {
+    let lab = Lab::alone();
+    let (blast, gauge) = (lab.probe("blast.py"), lab.gauge(5201));
+    let [(_, boxed), _] = lab.shapes();
+    if !controlled_by(&lab, OK, "bbr") {
+        return;
+    }
+    let mut inside = Inside::start(boxed.flags(&format!("--rate 1mbit {ALLOW}")));
+    let bits = undisturbed("one flow", || {
+        gauge.quiet();
+        gauge.reset();
+        inside.ask(&format!("{blast} {OK} 5201 14 tcp 1")).exits(0);
+        on_the_wire(OK, "tcp", gauge.rate(AGREED))
+    });
+    // In twelve seconds there are 23 such packets.
+    let ratio = bits / MBIT;
+    assert!((0.9..=1.1).contains(&ratio), "{ratio:.3} of the rate");
+    inside.end().exits(0);
+}
+
 #[test]
 fn t38_tcp_and_udp_share_one_bucket() {
     let lab = Lab::alone();

@@ -81,7 +81,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "the values are exact")]
     fn a_round_without_a_value_is_left_out() {
         let mut pairs = Pairs::new();
         for (round, one, other) in [(1, Some(2.0), 1.0), (2, None, 7.0), (3, Some(20.0), 10.0)] {
