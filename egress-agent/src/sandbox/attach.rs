@@ -135,6 +135,7 @@ impl Builder {
         };
         let mut record = self.record(on.target(), &plan, identity, &permits, &ids);
         record.write(&self.directories)?;
+        let written = record.clone();
         let Reporting { scene, sink, reporter, inbox } =
             Reporting::begin(&seat.set, identity, subject, permits, &self.directories)?;
         let mut serving = opened.map(|opened| opened.serve(&plan, &self.policy, 1, &scene, &inbox)).transpose()?;
@@ -163,7 +164,9 @@ impl Builder {
             Opened::Guest(_) => level,
         };
         self.refuse_below(&sharing::level(&self.directories, &record, record.promised())?)?;
-        record.write(&self.directories)?;
+        if record != written {
+            record.write(&self.directories)?;
+        }
         let (devices, record) = (Arc::new(Mutex::new(devices)), Arc::new(Mutex::new(record)));
         // Last: its thread waits for the lock that we hold, and whoever drops it waits for the thread.
         let following = Following {

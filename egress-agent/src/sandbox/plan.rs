@@ -83,12 +83,14 @@ impl Plan {
         };
         let guest = on.guest().map(|guest| guest.addresses.clone());
         // What a guest has is its own: a network of the policy around an address of the host means that one too.
-        let own_netns = guest.is_some() || !netns.same_as(&here);
+        let elsewhere = !netns.same_as(&here);
+        let own_netns = guest.is_some() || elsewhere;
         let (listens, servers) = resolvers(policy)?;
         let own_addresses = guest.clone().map_or_else(|| addresses::list(&netns), Ok)?;
+        let host_netns = here.cookie()?;
         let facts = Facts {
             own_netns,
-            netns_cookie: netns.cookie()?,
+            netns_cookie: if elsewhere { netns.cookie()? } else { host_netns },
             protected: protected(&servers, own_netns, &own_addresses),
             own_addresses,
             listener_port: 0,
@@ -103,7 +105,7 @@ impl Plan {
             name: name(policy, &on.number(&here)?),
             netns: Arc::new(netns),
             guest,
-            host_netns: here.cookie()?,
+            host_netns,
             facts,
             limits,
             capacity,
