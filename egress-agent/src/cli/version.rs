@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn both_forms_tell_the_same() {
-        let build = Build { version: "0.1.0", revision: "abc123", dirty: true, object: "f00d".into(), abi: 1 };
+        let build = Build { version: "0.1.0", revision: "abc123", dirty: true, object: "f00d", abi: 1 };
         assert_eq!(line(&build), "egressd 0.1.0 (revision abc123 with changes, object f00d, abi 1)");
         assert_eq!(
             escape::json_line(&build).unwrap(),

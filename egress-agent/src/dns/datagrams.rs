@@ -4,7 +4,7 @@
 //! processor, once for all of them.
 
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg, sendmmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg, sendmmsg, sendto,
 };
 use std::{
     cell::RefCell,
@@ -157,6 +157,12 @@ impl Datagrams {
 
     /// How many were sent: at least one, or it is an error of the first.
     fn send_now(&self, octets: &[u8], answers: &[(Range<usize>, Asker)], asked: &Asked) -> io::Result<usize> {
+        let fd = self.socket.as_raw_fd();
+        // Most often, and with nothing to prepare.
+        if let ([(range, to)], Asked::Bound) = (answers, asked) {
+            let address = SockaddrStorage::from(to.from);
+            return Ok(sendto(fd, &octets[range.clone()], &address, MsgFlags::empty()).map(|_| 1)?);
+        }
         let (control, message) = match asked {
             Asked::Bound => (None, None),
             Asked::V4(asked) => (Some(nix::cmsg_space!(libc::in_pktinfo)), Some(ControlMessage::Ipv4PacketInfo(asked))),
@@ -167,7 +173,6 @@ impl Datagrams {
         let addresses: Vec<_> = answers.iter().map(|(_, to)| Some(SockaddrStorage::from(to.from))).collect();
         let slices: Vec<_> = answers.iter().map(|(range, _)| [IoSlice::new(&octets[range.clone()])]).collect();
         let mut headers = MultiHeaders::preallocate(answers.len(), control);
-        let fd = self.socket.as_raw_fd();
         let sent = sendmmsg(fd, &mut headers, &slices, &addresses, message.as_slice(), MsgFlags::empty())?;
         Ok(sent.count())
     }
