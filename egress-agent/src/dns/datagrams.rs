@@ -15,15 +15,16 @@ use std::{
 };
 use tokio::{io::Interest, net::UdpSocket};
 
-/// Questions that are taken at a time.
+/// Questions that are taken at a time, once two came together.
 const BATCH: usize = 16;
+/// Room for a question, and to see that no other came with it.
+const LONE: usize = 2;
 /// No question and its options come near that (RFC 6891, 6.2.5). What is longer is cut, and so is no message.
 const BUFFER: usize = 4096;
 
 thread_local! {
-    /// Of whichever socket of the thread is read: no page of it is there before a question needs it, and a hundred idle
-    /// sandboxes hold one each.
-    static INBOX: RefCell<[[u8; BUFFER]; BATCH]> = const { RefCell::new([[0; BUFFER]; BATCH]) };
+    /// Of whichever socket of the thread is read. Small until questions come together: a hundred idle sandboxes hold one each.
+    static INBOX: RefCell<Vec<[u8; BUFFER]>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A socket that clients reach.
@@ -70,6 +71,15 @@ impl Asked {
     }
 }
 
+/// What one system call took.
+struct Taken {
+    all: usize,
+    /// There may be others.
+    more: bool,
+    /// One of them at least was answered at once.
+    answered: bool,
+}
+
 /// Answers that are to be sent, in order.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -103,11 +113,12 @@ impl Datagrams {
             self.socket.readable().await?;
             let mut count = 0;
             let result = self.socket.try_io(Interest::READABLE, || {
-                let (taken, answered) = INBOX.with_borrow_mut(|inbox| self.receive_now(inbox, &mut take))?;
-                count = taken;
-                // Where there was room for more, nothing is left. Whoever gets an answer may ask again at once, and trying
-                // costs less than waiting; a miss should not wait for the try.
-                if answered || taken == BATCH { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+                let Taken { all, more, answered } =
+                    INBOX.with_borrow_mut(|inbox| self.receive_now(inbox, &mut take))?;
+                count = all;
+                // Whoever gets an answer may ask again at once, and trying costs less than waiting; a miss should not wait for
+                // the try.
+                if answered || more { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
             });
             match result {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
@@ -119,22 +130,29 @@ impl Datagrams {
 
     fn receive_now(
         &self,
-        inbox: &mut [[u8; BUFFER]; BATCH],
+        inbox: &mut Vec<[u8; BUFFER]>,
         take: &mut impl FnMut(&[u8], Asker) -> bool,
-    ) -> io::Result<(usize, bool)> {
+    ) -> io::Result<Taken> {
+        let room = inbox.len().max(LONE);
+        inbox.resize(room, [0; BUFFER]);
         let control = self.every_address.then(|| nix::cmsg_space!(libc::in6_pktinfo));
-        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, control);
-        let mut slices = inbox.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(room, control);
+        let mut slices: Vec<_> = inbox.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let fd = self.socket.as_raw_fd();
-        let (mut count, mut answered) = (0, false);
+        let (mut all, mut answered) = (0, false);
         for received in recvmmsg(fd, &mut headers, &mut slices, MsgFlags::empty(), None)? {
-            count += 1;
+            all += 1;
             // From no address of the internet nobody asks.
             if let Some(asker) = asker(&received) {
                 answered |= take(received.iovs().next().unwrap_or_default(), asker);
             }
         }
-        Ok((count, answered))
+        // Where there was room for more, nothing is left.
+        let more = all == room;
+        if more {
+            inbox.resize(BATCH, [0; BUFFER]);
+        }
+        Ok(Taken { all, more, answered })
     }
 
     /// Sends all of them and empties the box; returns how many could not be sent.
@@ -227,8 +245,10 @@ mod tests {
                 outbox.push(question, asker);
                 true
             };
+            let room = INBOX.with_borrow(Vec::len).max(LONE);
             let taken = served.receive(echo).await.unwrap();
-            assert_eq!(taken, BATCH.min(questions - count), "a batch is full while there are questions");
+            assert_eq!(taken, room.min(questions - count), "a batch is full while there are questions");
+            assert!(taken < room || INBOX.with_borrow(Vec::len) == BATCH);
             count += taken;
         }
         outbox

@@ -58,7 +58,7 @@ fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Option
     // Of a second at 10 Mbit/s a twentieth is the part of the bucket that ten sockets use or leave, and what a socket lost comes
     // late, with all behind it. At 1 Mbit/s one packet of 64 KiB takes half a second.
     let seconds = match (row.kind, row.mbit) {
-        (Kind::Tcp, 1) => 30,
+        (Kind::Tcp, 1) => 24,
         (Kind::Tcp, 10) | (Kind::Udp, 1) => 3,
         _ => 1,
     };
