@@ -20,11 +20,11 @@ const BATCH: usize = 16;
 /// Room for a question, and to see that no other came with it.
 const LONE: usize = 2;
 /// No question and its options come near that (RFC 6891, 6.2.5). What is longer is cut, and so is no message.
-const BUFFER: usize = 4096;
+const BUFFER: usize = 2048;
 
 thread_local! {
     /// Of whichever socket of the thread is read. Small until questions come together: a hundred idle sandboxes hold one each.
-    static INBOX: RefCell<Vec<[u8; BUFFER]>> = const { RefCell::new(Vec::new()) };
+    static INBOX: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A socket that clients reach.
@@ -128,16 +128,13 @@ impl Datagrams {
         }
     }
 
-    fn receive_now(
-        &self,
-        inbox: &mut Vec<[u8; BUFFER]>,
-        take: &mut impl FnMut(&[u8], Asker) -> bool,
-    ) -> io::Result<Taken> {
-        let room = inbox.len().max(LONE);
-        inbox.resize(room, [0; BUFFER]);
+    fn receive_now(&self, inbox: &mut Vec<u8>, take: &mut impl FnMut(&[u8], Asker) -> bool) -> io::Result<Taken> {
+        let room = (inbox.len() / BUFFER).max(LONE);
+        inbox.resize(room * BUFFER, 0);
         let control = self.every_address.then(|| nix::cmsg_space!(libc::in6_pktinfo));
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(room, control);
-        let mut slices: Vec<_> = inbox.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let mut slices: Vec<_> =
+            inbox.as_chunks_mut::<BUFFER>().0.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let fd = self.socket.as_raw_fd();
         let (mut all, mut answered) = (0, false);
         for received in recvmmsg(fd, &mut headers, &mut slices, MsgFlags::empty(), None)? {
@@ -150,7 +147,7 @@ impl Datagrams {
         // Where there was room for more, nothing is left.
         let more = all == room;
         if more {
-            inbox.resize(BATCH, [0; BUFFER]);
+            inbox.resize(BATCH * BUFFER, 0);
         }
         Ok(Taken { all, more, answered })
     }
@@ -245,10 +242,10 @@ mod tests {
                 outbox.push(question, asker);
                 true
             };
-            let room = INBOX.with_borrow(Vec::len).max(LONE);
+            let room = INBOX.with_borrow(Vec::len).max(LONE * BUFFER) / BUFFER;
             let taken = served.receive(echo).await.unwrap();
             assert_eq!(taken, room.min(questions - count), "a batch is full while there are questions");
-            assert!(taken < room || INBOX.with_borrow(Vec::len) == BATCH);
+            assert!(taken < room || INBOX.with_borrow(Vec::len) == BATCH * BUFFER);
             count += taken;
         }
         outbox

@@ -55,11 +55,12 @@ impl Results {
 
 /// One round. TCP that waits for its rate leaves the CPUs idle, so all can send at once; datagrams that are dropped do not.
 fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Option<Run>)> {
-    // Of a second at 10 Mbit/s a twentieth is the part of the bucket that ten sockets use or leave, and what a socket lost comes
+    // A fiftieth of ten seconds is the bucket, which ten sockets may have filled or emptied in that time, and what a socket lost comes
     // late, with all behind it. At 1 Mbit/s one packet of 64 KiB takes half a second.
     let seconds = match (row.kind, row.mbit) {
         (Kind::Tcp, 1) => 24,
-        (Kind::Tcp, 10) | (Kind::Udp, 1) => 3,
+        (Kind::Tcp, 10) => 10,
+        (Kind::Udp, 1) => 3,
         _ => 1,
     };
     let time = settled + settled * seconds / 2;
