@@ -53,17 +53,21 @@ impl Results {
     }
 }
 
-/// One round. TCP that waits for its rate leaves the CPUs idle, so all can send at once; datagrams that are dropped do not.
-fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Option<Run>)> {
+/// How long a row is measured, behind what it takes to settle.
+fn seconds(row: Row) -> u32 {
     // A fiftieth of ten seconds is the bucket, which ten sockets may have filled or emptied in that time, and what a socket lost comes
     // late, with all behind it. At 1 Mbit/s one packet of 64 KiB takes half a second.
-    let seconds = match (row.kind, row.mbit) {
+    match (row.kind, row.mbit) {
         (Kind::Tcp, 1) => 24,
         (Kind::Tcp, 10) => 10,
         (Kind::Udp, 1) => 3,
         _ => 1,
-    };
-    let time = settled + settled * seconds / 2;
+    }
+}
+
+/// One round. TCP that waits for its rate leaves the CPUs idle, so all can send at once; datagrams that are dropped do not.
+fn runs(sides: &mut [Side], row: Row, settled: Duration) -> Vec<(Limiter, Option<Run>)> {
+    let time = settled + settled * seconds(row) / 2;
     let run = |side: &mut Side| (side.limiter, side.sender.run(row.kind, row.flows, time, settled));
     if row.mbit > 10 || row.kind == Kind::Udp {
         return sides.iter_mut().map(run).collect();

@@ -3,6 +3,7 @@
 use super::{
     Results,
     page::{self, Goal, Limit, machine},
+    seconds,
     side::Limiter,
 };
 use std::fmt::{self, Write as _};
@@ -23,13 +24,13 @@ pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool),
          **Bold**: a row of egressd's that misses {LEAST} to {MOST}.\n\n\
          ![what came over time](rate.svg)\n"
     )?;
-    write!(part, "| Mbit/s, sockets |")?;
+    write!(part, "| Mbit/s, sockets | seconds |")?;
     for limiter in Limiter::ALL {
         write!(part, " {} |", limiter.name())?;
     }
-    writeln!(part, "\n|---|{}", "---|".repeat(Limiter::ALL.len()))?;
+    writeln!(part, "\n|---|---|{}", "---|".repeat(Limiter::ALL.len()))?;
     for row in results.rows() {
-        write!(part, "| {} |", row.name())?;
+        write!(part, "| {} | {} |", row.name(), seconds(row))?;
         for limiter in Limiter::ALL {
             match results.ratios.median(row, limiter) {
                 Some(ratio) if limiter == Limiter::Egressd && !(LEAST..=MOST).contains(&ratio) => {
@@ -42,7 +43,7 @@ pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool),
         writeln!(part)?;
     }
     let line = |part: &mut String, what: &str, value: &dyn Fn(Limiter) -> Option<String>| {
-        write!(part, "| {what} |")?;
+        write!(part, "| {what} | |")?;
         for limiter in Limiter::ALL {
             write!(part, " {} |", value(limiter).unwrap_or_default())?;
         }
