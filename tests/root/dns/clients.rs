@@ -216,10 +216,18 @@ fn c01_c09_chromium() {
     let own = lab.box_ns().enter(|| TcpListener::bind(("::", 80)).unwrap());
     own.set_nonblocking(true).unwrap();
     let token = lab.token("page");
+    // The page has loaded, and is printed, once each image has come or failed.
+    let evil = |number| {
+        format!(
+            "<img src='http://evil.test/{token}-evil-{number}'
+                onerror='document.title += \" refused \" + (performance.now() - since < 1000)'>"
+        )
+    };
     let page = format!(
-        "<!doctype html><img src='http://a.test/{token}-image'><img src='http://evil.test/{token}-evil'>
-        <script>const since = performance.now();
-        fetch('http://evil.test/{token}-evil').catch(() => document.title = 'refused ' + (performance.now() - since < 1000))</script>"
+        "<!doctype html><title></title><script>const since = performance.now()</script>
+        <img src='http://a.test/{token}-image'>{}{}",
+        evil(1),
+        evil(2)
     );
     std::fs::create_dir_all(lab.www_dir()).unwrap();
     std::fs::write(lab.www_dir().join("page.html"), page).unwrap();
@@ -229,7 +237,7 @@ fn c01_c09_chromium() {
         --user-data-dir=$PWD/profile --timeout=15000 --dump-dom http://ok.test/www/page.html"
         .replace('\n', " ");
     let output = lab.egressd("run").flags("--allow ok.test --allow a.test").sh(&browse).output();
-    output.exits(0).says("<title>refused true</title>");
+    output.exits(0).says("<title>refused true refused true</title>");
     lab.expect_hits(&format!("{token}-image"), 1);
     assert!(own.accept().is_err(), "a denied name led to the sandbox's own server");
     lab.expect_silence(lab::EVIL);
