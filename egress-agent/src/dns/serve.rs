@@ -2,14 +2,11 @@
 
 use super::{
     config::DnsError,
-    datagrams::{Asker, Datagrams},
-    responder::{Peer, Responder, Step, UDP},
+    datagrams::{Asker, Datagrams, Inbox, Outbox},
+    responder::{Miss, Peer, Responder, Step, UDP},
 };
 use std::{io, net::SocketAddr, sync::Arc};
-
-/// No question and its options come near that (RFC 6891, 6.2.5). What is longer is cut, and so is no message; a hundred idle
-/// sandboxes hold a buffer for each family.
-const BUFFER: usize = 4096;
+use tokio::task::coop::consume_budget;
 
 /// Tells the server when the task that holds it panics: a part of it is a defect of the whole.
 pub(super) struct Alarm(pub(super) Arc<Responder>);
@@ -25,36 +22,48 @@ impl Drop for Alarm {
 /// Serves datagrams until the socket fails. Answers that need no upstream are sent from this loop.
 pub(super) async fn datagrams(responder: Arc<Responder>, socket: Datagrams, listener: SocketAddr) -> DnsError {
     let socket = Arc::new(socket);
-    let mut buffer = vec![0; BUFFER];
+    let (mut inbox, mut outbox) = (Inbox::default(), Outbox::default());
     let mut out = Vec::with_capacity(512);
     loop {
-        let (length, asker) = match socket.receive(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) if is_about_a_peer(&error) => continue,
-            Err(source) => return DnsError::Serve { listener, source },
-        };
-        let peer = Peer { protocol: UDP, port: asker.port() };
-        match responder.receive(&buffer[..length], peer, &mut out) {
-            Step::Silent => {}
-            Step::Answered => send(&responder, &socket, &out, asker).await,
-            Step::Ask(miss) => {
-                let alarm = Alarm(Arc::clone(&responder));
-                let socket = Arc::clone(&socket);
-                tokio::spawn(async move {
-                    let mut out = Vec::with_capacity(512);
-                    alarm.0.finish(miss, &mut out).await;
-                    send(&alarm.0, &socket, &out, asker).await;
-                });
+        let taken = socket.receive(&mut inbox, |message, asker| {
+            let peer = Peer { protocol: UDP, port: asker.port() };
+            match responder.receive(message, peer, &mut out) {
+                Step::Silent => {}
+                Step::Answered => {
+                    responder.sent(out.len());
+                    outbox.push(&out, asker);
+                }
+                Step::Ask(miss) => finish(&responder, &socket, miss, asker),
             }
+        });
+        let taken = taken.await;
+        responder.counters.unsent.add(socket.answer(&mut outbox).await);
+        match taken {
+            // Questions without end do not keep what was asked before them from its turn.
+            Ok(count) => {
+                for _ in 1..count {
+                    consume_budget().await;
+                }
+            }
+            Err(error) if is_about_a_peer(&error) => {}
+            Err(source) => return DnsError::Serve { listener, source },
         }
     }
 }
 
-async fn send(responder: &Responder, socket: &Datagrams, out: &[u8], to: Asker) {
-    responder.sent(out.len());
-    if socket.answer(out, to).await.is_err() {
-        responder.counters.unsent.add(1);
-    }
+/// Answers in a task of its own. Apart: a frame that holds the task would be stack of every sandbox that is asked what it knows.
+#[inline(never)]
+fn finish(responder: &Arc<Responder>, socket: &Arc<Datagrams>, miss: Box<Miss>, asker: Asker) {
+    let alarm = Alarm(Arc::clone(responder));
+    let socket = Arc::clone(socket);
+    tokio::spawn(async move {
+        let mut out = Vec::with_capacity(512);
+        alarm.0.finish(miss, &mut out).await;
+        alarm.0.sent(out.len());
+        let mut outbox = Outbox::default();
+        outbox.push(&out, asker);
+        alarm.0.counters.unsent.add(socket.answer(&mut outbox).await);
+    });
 }
 
 /// An ICMP error for an earlier answer: the socket itself is well.

@@ -59,6 +59,56 @@ fn e01_nothing_is_sent_before_the_permit_is_written() {
     assert_eq!(lab.records.permits().len(), 1);
 }
 
+/// While a permit is being written, questions wait; they are taken together.
+#[test]
+fn questions_that_come_together_are_answered_each_by_itself() {
+    const ROUNDS: u16 = 8;
+    let upstream = upstream();
+    let lab = Lab::start(allow(&["api.example.test", "other.example.test"]), &[&upstream]);
+    let client = lab.client();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (looked, look) = std::sync::mpsc::channel();
+    *lab.records.hook.lock().unwrap() = Some(Box::new(move || {
+        looked.send(()).unwrap();
+        // An error once the test has let it go.
+        let _free = released.recv();
+    }));
+    client.send(&query("api.example.test", RecordType::A, None)).unwrap();
+    look.recv_timeout(DEADLINE).unwrap();
+    let mut asked = 1;
+    for round in 0..ROUNDS {
+        for (place, name) in (0..).zip(["api.example.test", "denied.test", "other.example.test"]) {
+            let mut query = query(name, RecordType::A, None);
+            query[..2].copy_from_slice(&(round * 4 + place).to_be_bytes());
+            client.send(&query).unwrap();
+            // Too short for an answer.
+            client.send(&query[..11]).unwrap();
+            asked += 1;
+        }
+    }
+    drop(release);
+    let mut answers = std::collections::BTreeMap::new();
+    for number in 0..asked {
+        let mut buffer = [0; 512];
+        let length = client.recv(&mut buffer).unwrap();
+        let answer = Message::from_vec(&buffer[..length]).unwrap();
+        // The first has an id of its own.
+        let key = if number == 0 { u16::MAX } else { answer.metadata.id };
+        assert!(answers.insert(key, answer).is_none(), "an id came twice");
+    }
+    for (id, answer) in answers.iter().filter(|(id, _)| **id != u16::MAX) {
+        let (code, open) = match id % 4 {
+            0 => (ResponseCode::NoError, ips(&["198.51.100.7"])),
+            1 => (ResponseCode::NXDomain, Vec::new()),
+            _ => (ResponseCode::NoError, ips(&["198.51.100.8"])),
+        };
+        assert_eq!((answer.metadata.response_code, addresses(answer)), (code, open), "{id}");
+    }
+    let counts = lab.server.counts();
+    assert_eq!((counts.short, counts.denied, counts.unsent), (u64::from(ROUNDS) * 3, ROUNDS.into(), 0));
+}
+
 #[test]
 fn e02_no_address_leaves_when_the_permit_fails() {
     let upstream = upstream();
