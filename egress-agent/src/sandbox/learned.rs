@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 /// Learned addresses of one sandbox at a time.
@@ -24,17 +25,13 @@ pub(super) struct Admitted {
     pub(super) gone: Vec<IpAddr>,
 }
 
-#[derive(Clone, Debug)]
-struct Held {
-    name: String,
-    expires_ns: u64,
-}
-
-/// Addresses are canonical: IPv4 where they were mapped.
+/// Addresses are canonical: IPv4 where they were mapped. Many names may lead to one address, and an answer must not cost more for it.
 #[derive(Default)]
 pub(super) struct Learned {
-    by_address: BTreeMap<IpAddr, Vec<Held>>,
-    by_name: HashMap<String, BTreeSet<IpAddr>>,
+    /// When each of its addresses ends.
+    by_name: HashMap<Arc<str>, BTreeMap<IpAddr, u64>>,
+    /// In the order in which they were learned.
+    by_address: BTreeMap<IpAddr, Vec<Arc<str>>>,
 }
 
 impl Learned {
@@ -46,17 +43,17 @@ impl Learned {
         }
         let mut gone = Vec::new();
         let own = self.by_name.get(name);
-        let more = addresses.iter().filter(|address| own.is_none_or(|own| !own.contains(address))).count();
-        let beyond_name = (own.map_or(0, BTreeSet::len) + more).saturating_sub(PER_NAME);
+        let more = addresses.iter().filter(|address| own.is_none_or(|own| !own.contains_key(address))).count();
+        let beyond_name = (own.map_or(0, BTreeMap::len) + more).saturating_sub(PER_NAME);
         let unknown = addresses.iter().filter(|address| !self.by_address.contains_key(address)).count();
         if self.by_address.len() + unknown > AT_MOST {
-            gone.extend(self.forget(|held| held.expires_ns <= now, addresses));
+            gone.extend(self.forget(now, addresses));
         }
         let beyond = (self.by_address.len() + unknown).saturating_sub(AT_MOST);
         if beyond_name > 0 || beyond > 0 {
             let oldest = self.oldest_of(name, addresses);
             let alone =
-                oldest.iter().filter(|address| self.by_address.get(address).is_some_and(|held| held.len() == 1));
+                oldest.iter().filter(|address| self.by_address.get(address).is_some_and(|names| names.len() == 1));
             if alone.clone().count() < beyond {
                 return Err(Full);
             }
@@ -71,98 +68,95 @@ impl Learned {
 
     /// `None` unless the name leads to all of these; true where it no longer leads to one of them.
     fn knows(&self, name: &str, addresses: &[IpAddr], now: u64) -> Option<bool> {
+        let own = self.by_name.get(name)?;
         let mut new = false;
         for address in addresses {
-            let held = self.by_address.get(address)?.iter().find(|held| held.name == name)?;
-            new |= held.expires_ns <= now;
+            new |= *own.get(address)? <= now;
         }
         Some(new)
     }
 
     /// A name leads to the address at least until then.
     pub(super) fn note(&mut self, address: IpAddr, name: &str, expires_ns: u64) {
-        let held = self.by_address.entry(address).or_default();
-        if let Some(known) = held.iter_mut().find(|held| held.name == name) {
-            known.expires_ns = known.expires_ns.max(expires_ns);
+        if let Some(ends_ns) = self.by_name.get_mut(name).and_then(|own| own.get_mut(&address)) {
+            *ends_ns = expires_ns.max(*ends_ns);
             return;
         }
-        held.push(Held { name: name.to_owned(), expires_ns });
-        self.by_name.entry(name.to_owned()).or_default().insert(address);
+        let known = self.by_name.get_key_value(name).map(|(known, _)| Arc::clone(known));
+        let name = known.unwrap_or_else(|| Arc::from(name));
+        self.by_address.entry(address).or_default().push(Arc::clone(&name));
+        self.by_name.entry(name).or_default().insert(address, expires_ns);
     }
 
     /// Names that lead to the address now.
     pub(super) fn live_names(&self, address: IpAddr, now: u64) -> impl Iterator<Item = &str> {
-        let held = self.by_address.get(&address).into_iter().flatten();
-        held.filter(move |held| held.expires_ns > now).map(|held| held.name.as_str())
+        let names = self.by_address.get(&address).into_iter().flatten();
+        names.filter(move |name| self.ends_ns(name, &address).is_some_and(|ends_ns| ends_ns > now)).map(|name| &**name)
+    }
+
+    fn ends_ns(&self, name: &str, address: &IpAddr) -> Option<u64> {
+        self.by_name.get(name)?.get(address).copied()
     }
 
     /// Every address and name.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.by_address.iter().flat_map(|(&address, held)| held.iter().map(move |held| (address, held.name.as_str())))
+        self.by_address.iter().flat_map(|(&address, names)| names.iter().map(move |name| (address, &**name)))
     }
 
     /// Forgets what ended by then.
     pub(super) fn sweep(&mut self, horizon_ns: u64) {
-        self.forget(|held| held.expires_ns <= horizon_ns, &[]);
+        self.forget(horizon_ns, &[]);
     }
 
     /// Everything ends so much earlier.
     pub(super) fn age(&mut self, slept_ns: u64) {
-        for held in self.by_address.values_mut().flatten() {
-            held.expires_ns = held.expires_ns.saturating_sub(slept_ns);
+        for ends_ns in self.by_name.values_mut().flat_map(BTreeMap::values_mut) {
+            *ends_ns = ends_ns.saturating_sub(slept_ns);
         }
     }
 
     /// The name's addresses but for these, the one that ends first in front.
     fn oldest_of(&self, name: &str, but: &[IpAddr]) -> Vec<IpAddr> {
-        let ends = |address: &IpAddr| {
-            let held = self.by_address.get(address).into_iter().flatten();
-            held.filter(|held| held.name == name).map(|held| held.expires_ns).next()
-        };
-        let own = self.by_name.get(name).into_iter().flatten().filter(|address| !but.contains(address));
-        let mut own: Vec<IpAddr> = own.copied().collect();
-        own.sort_by_key(ends);
-        own
+        let own = self.by_name.get(name).into_iter().flatten().filter(|(address, _)| !but.contains(address));
+        let mut own: Vec<(IpAddr, u64)> = own.map(|(address, ends_ns)| (*address, *ends_ns)).collect();
+        own.sort_by_key(|(_, ends_ns)| *ends_ns);
+        own.into_iter().map(|(address, _)| address).collect()
     }
 
     fn release(&mut self, name: &str, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        let mut gone = Vec::new();
-        for address in addresses {
-            if let Some(held) = self.by_address.get_mut(address) {
-                held.retain(|held| held.name != name);
-                if held.is_empty() {
-                    self.by_address.remove(address);
-                    gone.push(*address);
-                }
-            }
-            if let Some(own) = self.by_name.get_mut(name) {
-                own.remove(address);
-            }
+        if let Some(own) = self.by_name.get_mut(name) {
+            own.retain(|address, _| !addresses.contains(address));
         }
-        gone
+        self.part(addresses)
     }
 
-    /// Drops what fits, but at these addresses; returns the addresses that nothing leads to any more.
-    fn forget(&mut self, fits: impl Fn(&Held) -> bool, but: &[IpAddr]) -> Vec<IpAddr> {
-        let mut gone = Vec::new();
-        let by_name = &mut self.by_name;
-        self.by_address.retain(|address, held| {
-            if but.contains(address) {
-                return true;
-            }
-            held.retain(|held| {
-                let kept = !fits(held);
-                if !kept && let Some(own) = by_name.get_mut(&held.name) {
-                    own.remove(address);
+    /// Drops what ends by then, but at these addresses; returns the addresses that nothing leads to any more.
+    fn forget(&mut self, horizon_ns: u64, but: &[IpAddr]) -> Vec<IpAddr> {
+        let mut touched = BTreeSet::new();
+        self.by_name.retain(|_, own| {
+            own.retain(|address, ends_ns| {
+                let kept = *ends_ns > horizon_ns || but.contains(address);
+                if !kept {
+                    touched.insert(*address);
                 }
                 kept
             });
-            if held.is_empty() {
+            !own.is_empty()
+        });
+        self.part(&touched)
+    }
+
+    /// Parts these addresses from names that do not lead there any more; returns those that nothing leads to.
+    fn part(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let mut gone = Vec::new();
+        for address in addresses {
+            let Some(names) = self.by_address.get_mut(address) else { continue };
+            names.retain(|name| self.by_name.get(name).is_some_and(|own| own.contains_key(address)));
+            if names.is_empty() {
+                self.by_address.remove(address);
                 gone.push(*address);
             }
-            !held.is_empty()
-        });
-        by_name.retain(|_, own| !own.is_empty());
+        }
         gone
     }
 }

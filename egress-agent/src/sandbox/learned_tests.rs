@@ -1,4 +1,5 @@
 use super::*;
+use proptest::{collection::vec, prelude::*};
 use std::net::Ipv4Addr;
 
 const MINUTE: u64 = 60_000_000_000;
@@ -109,5 +110,30 @@ fn e02_what_the_kernel_refuses_was_never_learned() {
         assert!(learned.admit("a.test", addresses, 2 * MINUTE).unwrap().new);
         assert_eq!(live(&learned, MINUTE), 0, "nor does an old one live longer");
         assert_eq!(learned.pairs().collect::<Vec<_>>(), [(ip(1), "a.test")]);
+    }
+}
+
+proptest! {
+    /// Kept twice, for two questions: what names lead to an address, and when each ends.
+    #[test]
+    fn what_is_kept_by_name_and_by_address_is_the_same(
+        steps in vec((0..6_u32, vec(0..400_u32, 1..300), 1..50_u64, 0..20_u64), 1..40)
+    ) {
+        let (mut learned, mut now) = (Learned::default(), 0);
+        for (name, addresses, life, pause) in steps {
+            now += pause;
+            let addresses: Vec<IpAddr> = addresses.into_iter().map(ip).collect();
+            match name {
+                0 => learned.sweep(now),
+                1 => learned.age(life),
+                _ => drop(learn(&mut learned, &format!("n{name}.test"), &addresses, now + life, now)),
+            }
+            let by_name: BTreeSet<(IpAddr, &str)> =
+                learned.by_name.iter().flat_map(|(name, own)| own.keys().map(|address| (*address, &**name))).collect();
+            let by_address: Vec<(IpAddr, &str)> = learned.pairs().collect();
+            prop_assert_eq!(by_address.len(), by_name.len());
+            prop_assert_eq!(by_address.into_iter().collect::<BTreeSet<_>>(), by_name);
+            prop_assert!(learned.by_address.values().all(|names| !names.is_empty()));
+        }
     }
 }
