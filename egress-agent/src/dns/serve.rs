@@ -56,14 +56,16 @@ pub(super) async fn datagrams(responder: Arc<Responder>, socket: Datagrams, list
 fn finish(responder: &Arc<Responder>, socket: &Arc<Datagrams>, miss: Box<Miss>, asker: Asker) {
     let alarm = Alarm(Arc::clone(responder));
     let socket = Arc::clone(socket);
-    tokio::spawn(async move {
+    // In a box, because tokio moves a task twice, and this one is large.
+    tokio::spawn(Box::pin(async move {
         let mut out = Vec::with_capacity(512);
         alarm.0.finish(miss, &mut out).await;
         alarm.0.sent(out.len());
         let mut outbox = Outbox::default();
         outbox.push(&out, asker);
         alarm.0.counters.unsent.add(socket.answer(&mut outbox).await);
-    });
+        alarm.0.current().upstreams.tidy();
+    }));
 }
 
 /// An ICMP error for an earlier answer: the socket itself is well.

@@ -15,22 +15,32 @@ const IDLE: usize = 64;
 
 /// Sockets whose exchange is over.
 #[derive(Debug, Default)]
-pub(super) struct Sockets(Mutex<Vec<UdpSocket>>);
+pub(super) struct Sockets {
+    /// As the exchange left them.
+    used: Mutex<Vec<UdpSocket>>,
+    /// On no port, and empty.
+    idle: Mutex<Vec<UdpSocket>>,
+}
+
+fn lock(sockets: &Mutex<Vec<UdpSocket>>) -> MutexGuard<'_, Vec<UdpSocket>> {
+    sockets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives its port back, too (`__udp_disconnect` in net/ipv4/udp.c); then nothing comes any more, and what had come before is
+/// no answer to the next question.
+fn emptied(socket: UdpSocket) -> io::Result<UdpSocket> {
+    disconnect(&socket)?;
+    while socket.try_recv(&mut [0]).is_ok() {}
+    Ok(socket)
+}
 
 impl Sockets {
-    fn idle(&self) -> MutexGuard<'_, Vec<UdpSocket>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A socket that takes nothing but what comes from there. Its connect binds it, to the kernel's random choice of a port, which
     /// leaves reserved ones alone (`inet_autobind` in net/ipv4/af_inet.c).
     pub(super) async fn connected(&self, to: SocketAddr) -> io::Result<UdpSocket> {
-        let idle = self.idle().pop();
-        if let Some(socket) = idle {
-            // Gives its port back, too (`__udp_disconnect` in net/ipv4/udp.c); then nothing comes any more, and what had come before
-            // is no answer to the next question.
-            disconnect(&socket)?;
-            while socket.try_recv(&mut [0]).is_ok() {}
+        let idle = lock(&self.idle).pop();
+        let used = if idle.is_none() { lock(&self.used).pop() } else { None };
+        if let Some(socket) = idle.map(Ok).or_else(|| used.map(emptied)).transpose()? {
             socket.connect(to).await?;
             return Ok(socket);
         }
@@ -43,15 +53,25 @@ impl Sockets {
 
     /// Takes back a socket that got its answer: no error is under way to it.
     pub(super) fn give_back(&self, socket: UdpSocket) {
-        let mut idle = self.idle();
-        if idle.len() < IDLE {
-            idle.push(socket);
+        let mut used = lock(&self.used);
+        if used.len() + lock(&self.idle).len() < IDLE {
+            used.push(socket);
+        }
+    }
+
+    /// Makes one of them ready for the next question.
+    pub(super) fn tidy(&self) {
+        let used = lock(&self.used).pop();
+        // One that cannot be used again is closed.
+        if let Some(Ok(socket)) = used.map(emptied) {
+            lock(&self.idle).push(socket);
         }
     }
 
     /// Nothing was asked for a while.
     pub(super) fn close(&self) {
-        self.idle().clear();
+        lock(&self.used).clear();
+        lock(&self.idle).clear();
     }
 }
 
@@ -60,8 +80,30 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    impl Sockets {
+        fn len(&self) -> usize {
+            lock(&self.used).len() + lock(&self.idle).len()
+        }
+    }
+
     #[tokio::test]
     async fn f05_a_socket_that_is_used_again_has_another_port_and_forgets_what_came() {
+        used_again(|_| ()).await;
+    }
+
+    #[tokio::test]
+    async fn f05_a_socket_that_waits_has_no_port_and_forgets_what_came() {
+        used_again(|sockets| {
+            let port = lock(&sockets.used)[0].local_addr().unwrap();
+            net::UdpSocket::bind(port).unwrap_err();
+            sockets.tidy();
+            net::UdpSocket::bind(port).unwrap();
+            assert_eq!((lock(&sockets.used).len(), lock(&sockets.idle).len()), (0, 1));
+        })
+        .await;
+    }
+
+    async fn used_again(meanwhile: impl Fn(&Sockets)) {
         let [first, second] = [(); 2].map(|()| net::UdpSocket::bind("127.0.0.1:0").unwrap());
         let sockets = Sockets::default();
         let socket = sockets.connected(first.local_addr().unwrap()).await.unwrap();
@@ -72,9 +114,10 @@ mod tests {
         first.send_to(b"late", port).unwrap();
         socket.readable().await.unwrap();
         sockets.give_back(socket);
+        meanwhile(&sockets);
 
         let socket = sockets.connected(second.local_addr().unwrap()).await.unwrap();
-        assert!(sockets.idle().is_empty(), "it is the same socket");
+        assert_eq!(sockets.len(), 0, "it is the same socket");
         let other = socket.local_addr().unwrap();
         assert_ne!(other.port(), port.port());
         // Neither what came before, nor what goes to the earlier port, nor what the earlier server sends.
@@ -87,7 +130,7 @@ mod tests {
 
         sockets.give_back(socket);
         sockets.close();
-        assert!(sockets.idle().is_empty());
+        assert_eq!(sockets.len(), 0);
     }
 
     #[tokio::test]

@@ -88,6 +88,11 @@ impl Upstreams {
         self.servers.iter().for_each(|server| server.upstream.sockets.close());
     }
 
+    /// An answer was sent: there is time for what the next question would have to wait for.
+    pub(super) fn tidy(&self) {
+        self.servers.iter().for_each(|server| server.upstream.sockets.tidy());
+    }
+
     /// When a query that starts now has to be answered.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.schedule.budget

@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{Cgroup, Netns};
+use nix::unistd::Pid;
 use serde::Serialize;
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -25,6 +26,10 @@ impl Generator {
         let mut child = command.spawn().context("cannot start the generator")?;
         let answers = BufReader::new(child.stdout.take().context("stdout is not a pipe")?);
         Ok(Self { child, answers })
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
     }
 
     /// The line that it answers.

@@ -4,6 +4,7 @@
 
 mod generator;
 mod messages;
+mod place;
 mod side;
 mod table;
 mod upstream;

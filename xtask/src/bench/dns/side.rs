@@ -4,6 +4,7 @@ use super::{
     super::generator::Generator,
     generator::{Ask, Kind},
     messages,
+    place::Places,
     upstream::{self, Upstream},
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -205,6 +206,16 @@ impl Side {
     }
 
     pub(super) fn ask(&mut self, ask: Ask) -> Result<f64> {
+        let (places, server, generator) = (Places::find()?, self.server.pid(), self.generator.pid());
+        if ask.outstanding == 1 {
+            places.apart(server, generator)?;
+        }
+        let asked = self.ask_there(ask);
+        places.anywhere(server, generator)?;
+        asked
+    }
+
+    fn ask_there(&mut self, ask: Ask) -> Result<f64> {
         let before = self.upstream.asked();
         let line = self.generator.ask(&ask)?;
         let measured = line.parse().map_err(|_| anyhow!(line))?;

@@ -28,7 +28,8 @@ pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool),
         part,
         "Medians of {rounds} paired rounds; in brackets the median of the rounds' ratios to dnsmasq. Each resolver has a namespace \
          of its own, one thread, and the same scripted upstream on loopback. Times are with one question outstanding, \
-         rates with {OUTSTANDING}: the generator and the upstream run on the same CPUs. Answers live for 300 s, and a name is asked for again when \
+         the resolver on one CPU, and the generator and the upstream on another, for where the scheduler happens to put them is worth more than \
+         what they differ by. Rates are with {OUTSTANDING} outstanding, on whichever CPUs. Answers live for 300 s, and a name is asked for again when \
          nobody has it any more: every miss is seen by the upstream. egressd judges each name by a policy of 22 000, and has every \
          address in the kernel's map before it answers; dnsmasq --nftset has it in an nftables set with a timeout; unbound does without its validator."
     )?;
