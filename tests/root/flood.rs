@@ -115,9 +115,14 @@ fn a_flood_to_one_destination_folds_and_no_flood_grows_the_agent() {
     until(SOON, "it is told", || !told(&job).is_empty());
     let (before, others) = (resident(), told(&job).len());
 
-    let one = ended(flood(&job, (1_000_000, 3000), &EVIL.to_string()));
     let evil = |event: &serde_json::Value| event["dst_ip"].as_str().and_then(|ip| ip.parse().ok()) == Some(EVIL);
-    until(SOON, "it is told", || told(&job).iter().any(evil));
+    let mut one = Flood { sent: 0, refused: 0, seconds: 0 };
+    // Again where it ended within the second whose events the first flood had used up.
+    until(SOON, "it is told", || {
+        let Flood { sent, refused, seconds } = ended(flood(&job, (1_000_000, 3000), &EVIL.to_string()));
+        one = Flood { sent: one.sent + sent, refused: one.refused + refused, seconds: one.seconds + seconds };
+        told(&job).iter().any(evil)
+    });
     let folded: Vec<_> = told(&job).into_iter().filter(evil).collect();
     // Two CPUs may find the second over at once.
     assert!(folded.len() as u64 <= 2 * (one.seconds + 1), "{} events in {} s", folded.len(), one.seconds);

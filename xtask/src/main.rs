@@ -50,6 +50,9 @@ enum Chore {
     /// The name bench's questions
     #[command(hide = true)]
     Ask { server: std::net::SocketAddr },
+    /// The name bench's forwarder, which does nothing else
+    #[command(hide = true)]
+    Forward { listen: std::net::SocketAddr, upstream: std::net::SocketAddr },
     /// The filter bench's look-ups, inside a sandbox: prints the median in microseconds
     #[command(hide = true)]
     LookUp { server: std::net::SocketAddr, names: usize },
@@ -86,6 +89,7 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Generate => bench::filter::generator::serve().map(|()| true),
         Chore::Ask { server } => bench::dns::serve(server).map(|()| true),
+        Chore::Forward { listen, upstream } => bench::dns::forward(listen, upstream).map(|()| true),
         Chore::LookUp { server, names } => bench::filter::look_up_and_print(server, names).map(|()| true),
         Chore::Far { rounds, quick } => bench::rate::far::measure(rounds, quick).map(|()| true),
         Chore::Mutants(options) => mutants::run(&options),

@@ -2,6 +2,7 @@
 //!
 //! Every resolver has a namespace of its own with the same upstream in it, one thread, and the same questions.
 
+mod forwarder;
 mod generator;
 mod messages;
 mod place;
@@ -12,6 +13,7 @@ mod upstream;
 use super::{Options, median, page};
 use crate::bench::pairs::Pairs;
 use anyhow::{Context as _, Result};
+pub(crate) use forwarder::forward;
 pub(crate) use generator::serve;
 use generator::{Ask, Kind};
 use side::{Resolver, Side};
@@ -47,7 +49,7 @@ pub(super) fn run(options: &Options) -> Result<bool> {
         for (row, ask) in asks(options) {
             // Whoever comes first in a round is another one each time.
             sides.rotate_left(round % Resolver::ALL.len());
-            for side in sides.iter_mut().filter(|side| side.resolver == Resolver::Egressd || ask.kind != Kind::Denied) {
+            for side in sides.iter_mut().filter(|side| side.resolver.knows(ask.kind)) {
                 let before_us = side.cpu_us()?;
                 let measured = side.ask(ask).with_context(|| format!("{}: {row}", side.resolver.name()))?;
                 if round > 0 {

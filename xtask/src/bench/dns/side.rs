@@ -24,17 +24,30 @@ pub(super) enum Resolver {
     /// It puts each address into an nftables set before it answers: its way of doing our job.
     DnsmasqNftset,
     Unbound,
+    /// No resolver: see [`super::forwarder`].
+    Forwarder,
     Egressd,
 }
 
 impl Resolver {
-    pub(super) const ALL: [Self; 4] = [Self::Dnsmasq, Self::DnsmasqNftset, Self::Unbound, Self::Egressd];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Dnsmasq, Self::DnsmasqNftset, Self::Unbound, Self::Forwarder, Self::Egressd];
+
+    /// Whether there is anything to measure.
+    pub(super) fn knows(self, kind: Kind) -> bool {
+        match self {
+            Self::Egressd => true,
+            Self::Forwarder => matches!(kind, Kind::Miss | Kind::Many),
+            _ => kind != Kind::Denied,
+        }
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Dnsmasq => "dnsmasq",
             Self::DnsmasqNftset => "dnsmasq --nftset",
             Self::Unbound => "unbound",
+            Self::Forwarder => "bare forwarder",
             Self::Egressd => "egressd",
         }
     }
@@ -132,6 +145,12 @@ impl World {
         self.spawn(&["unbound", "-d", "-p", "-c", &configuration.to_string_lossy()])
     }
 
+    fn forwarder(&self) -> Result<Running> {
+        let program = std::env::current_exe()?;
+        let (listen, upstream) = (SocketAddr::from((Ipv4Addr::LOCALHOST, 53)), upstream::ADDRESS);
+        self.spawn(&[&program.to_string_lossy(), "forward", &listen.to_string(), &upstream.to_string()])
+    }
+
     fn egressd(&self, program: &Path, names: impl Iterator<Item = String>, cgroups: &[&Cgroup]) -> Running {
         let quoted: Vec<String> = names.map(|name| format!("  \"{name}\",\n")).collect();
         let policy = format!(
@@ -181,6 +200,7 @@ impl Side {
                 world.dnsmasq(&["--nftset=/bench.test/4#inet#bench#permitted"])?
             }
             Resolver::Unbound => world.unbound()?,
+            Resolver::Forwarder => world.forwarder()?,
             Resolver::Egressd => world.egressd(program, messages::allowed(), &[&world.cgroup]),
         };
         let asked = SocketAddr::from((resolver.asked(), 53)).to_string();
