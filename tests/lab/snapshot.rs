@@ -75,7 +75,9 @@ fn attached(lab: &Lab, lines: &mut BTreeSet<String>) {
 /// Addresses, queueing disciplines, filters, tcx programs and packet filter rules of a namespace.
 fn devices(name: &str, netns: &Netns, lines: &mut BTreeSet<String>) {
     let commands = [
-        "ip -br addr",
+        // Without the state, which the kernel sets some time after what it follows from (net/core/link_watch.c).
+        r"ip -br addr | sed -E 's/^([^ ]+) +[A-Z]+/\1/'",
+        "ip -br link show up | cut -d' ' -f1",
         "ip route",
         "tc qdisc show",
         "bpftool net show | grep -v '^$'",
