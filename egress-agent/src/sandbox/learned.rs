@@ -25,7 +25,8 @@ pub(super) struct Admitted {
     pub(super) gone: Vec<IpAddr>,
 }
 
-/// Addresses are canonical: IPv4 where they were mapped. Many names may lead to one address, and an answer must not cost more for it.
+/// Addresses are canonical: IPv4 where they were mapped. Many names may lead to one address, and an answer that evicts nothing
+/// costs no more for it.
 #[derive(Default)]
 pub(super) struct Learned {
     /// When each of its addresses ends.

@@ -1,5 +1,5 @@
-//! What a miss costs at the least: a process that receives, sends, receives and sends, and does nothing else. All questions leave from
-//! one socket, so whoever guesses an id of 16 bits has forged an answer: nobody should use it.
+//! A simple process that receives, sends, receives and sends: how much of a miss is the way through sockets. It sends all questions
+//! from one port, under ids that are counted up, so anybody can forge their answers: nobody should use it.
 
 use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -1,4 +1,5 @@
-//! `cargo xtask bench dns`: what a look-up costs beside dnsmasq, dnsmasq that fills an nftables set, and unbound.
+//! `cargo xtask bench dns`: what a look-up costs beside dnsmasq, dnsmasq that fills an nftables set, unbound, and a process that
+//! only hands on.
 //!
 //! Every resolver has a namespace of its own with the same upstream in it, one thread, and the same questions.
 

@@ -32,8 +32,8 @@ pub(super) fn render(results: &Results, rounds: usize) -> Result<(String, bool),
          what they differ by. Rates are with {OUTSTANDING} outstanding, on whichever CPUs. Answers live for 300 s, and a name is asked for again when \
          nobody has it any more: every miss is seen by the upstream. egressd judges each name by a policy of 22 000, and has every \
          address in the kernel's map before it answers; dnsmasq --nftset has it in an nftables set with a timeout; unbound does without its validator. \
-         The bare forwarder receives, sends, receives and sends, one message at a time and all questions from one port: whoever goes by way of a process \
-         does at least that, and egressd a permit, a port and an id of its own for each question besides."
+         The bare forwarder receives, sends, receives and sends, one message at a time and all questions from one port, and tries each socket \
+         once more than it has to; egressd writes a permit, and takes a port and an id of its own for each question."
     )?;
     write!(part, "\n| |")?;
     for resolver in Resolver::ALL {
