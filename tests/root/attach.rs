@@ -172,8 +172,9 @@ fn a_process_names_its_cgroup_and_its_namespace() {
     let sleeper = job.spawn("echo up; exec sleep 1000");
     let attach =
         lab.egressd("attach").inside(lab.outer_ns()).flags(&format!("--pid {} --allow ok.test", sleeper.pid()));
-    let attach = ready(attach);
-    assert!(attach.stderr().contains("level L2"), "found by the process's namespace: {}", attach.said());
+    let mut attach = ready(attach);
+    // Found by the process's namespace.
+    attach.says("level L2", SOON);
     let (allowed, closed) = (lab.token("allowed"), lab.token("closed"));
     assert_eq!(job.curl("ok.test", &allowed), Some(0));
     assert_eq!(job.curl(&EVIL.to_string(), &closed), Some(7));
