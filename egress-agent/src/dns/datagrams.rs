@@ -22,6 +22,8 @@ use tokio::{io::Interest, net::UdpSocket};
 
 /// Questions that are taken at a time, behind a first one that was there already.
 const BATCH: usize = 16;
+/// The same before so many ever came together: who asks for A and AAAA at once needs no more.
+const PAIR: usize = 2;
 /// No question and its options come near that (RFC 6891, 6.2.5). What is longer is cut, and so is no message.
 const BUFFER: usize = 4096;
 
@@ -69,7 +71,7 @@ impl Asked {
     }
 }
 
-/// Room for questions: for one, until some come together. A hundred idle sandboxes hold one for each family.
+/// Room for questions: for one, until two come together, and for a batch once more do. A hundred sandboxes hold one for each family.
 pub(super) struct Inbox(Vec<u8>);
 
 impl Default for Inbox {
@@ -134,9 +136,10 @@ impl Datagrams {
     /// an error that came meanwhile.
     #[inline(never)]
     fn receive_others(&self, inbox: &mut Inbox, mut take: impl FnMut(&[u8], Asker)) -> io::Result<usize> {
-        inbox.0.resize(BATCH * BUFFER, 0);
+        let room = (inbox.0.len() / BUFFER).max(PAIR);
+        inbox.0.resize(room * BUFFER, 0);
         let control = self.every_address.then(|| nix::cmsg_space!(libc::in6_pktinfo));
-        let mut headers = MultiHeaders::preallocate(BATCH, control);
+        let mut headers = MultiHeaders::preallocate(room, control);
         let mut slices: Vec<_> =
             inbox.0.as_chunks_mut::<BUFFER>().0.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let received = match recvmmsg(self.socket.as_raw_fd(), &mut headers, &mut slices, MsgFlags::MSG_DONTWAIT, None)
@@ -152,6 +155,9 @@ impl Datagrams {
             if let Some(asker) = asker(message.address.as_ref(), message.cmsgs()?) {
                 take(message.iovs().next().unwrap_or_default(), asker);
             }
+        }
+        if count == room {
+            inbox.0.resize(BATCH * BUFFER, 0);
         }
         Ok(count)
     }
@@ -230,11 +236,14 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{
-        setsockopt,
-        sockopt::{Ipv4PacketInfo, Ipv4RecvErr},
+    use nix::{
+        poll::{PollFd, PollFlags, poll},
+        sys::socket::{
+            setsockopt,
+            sockopt::{Ipv4PacketInfo, Ipv4RecvErr},
+        },
     };
-    use std::{net, time::Duration};
+    use std::{net, os::fd::AsFd as _, time::Duration};
 
     fn served(address: &str, every_address: bool) -> (Datagrams, u16) {
         let socket = net::UdpSocket::bind(address).unwrap();
@@ -258,10 +267,14 @@ mod tests {
         // Tokio does not know yet that the socket can be read, so the first one is waited for.
         assert_eq!(served.receive(&mut inbox, |question, asker| outbox.push(question, asker)).await.unwrap(), 1);
         assert_eq!(inbox.0.len(), BUFFER, "nobody has seen that they come together");
-        let mut count = 1;
+        let (mut count, mut room) = (1, PAIR);
         while count < questions {
             let taken = served.receive(&mut inbox, |question, asker| outbox.push(question, asker)).await.unwrap();
-            assert_eq!(taken, (1 + BATCH).min(questions - count), "a batch is full while there are questions");
+            assert_eq!(taken, (1 + room).min(questions - count), "a batch is full while there are questions");
+            if taken == 1 + room {
+                room = BATCH;
+            }
+            assert_eq!(inbox.0.len(), room * BUFFER, "there is room for more once it was full");
             count += taken;
         }
         outbox
@@ -341,8 +354,10 @@ mod tests {
         served.receive(&mut inbox, |question, _| questions.push(question[0])).await.unwrap();
         let fails = |question: &[u8], _| {
             questions.push(question[0]);
-            // Nobody is there: the socket has an error by the time that this returns.
+            // Nobody is there, and the socket hears of it.
             sendto(served.socket.as_raw_fd(), b"answer", &SockaddrStorage::from(gone), MsgFlags::empty()).unwrap();
+            let mut error = [PollFd::new(served.socket.as_fd(), PollFlags::empty())];
+            assert_eq!(poll(&mut error, 5000_u16).unwrap(), 1);
         };
         let error = served.receive(&mut inbox, fails).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);

@@ -59,7 +59,7 @@ fn e01_nothing_is_sent_before_the_permit_is_written() {
     assert_eq!(lab.records.permits().len(), 1);
 }
 
-/// While a permit is being written, questions wait; they are taken together.
+/// While a permit is being written, questions wait, and so come together.
 #[test]
 fn questions_that_come_together_are_answered_each_by_itself() {
     const ROUNDS: u16 = 8;

@@ -39,7 +39,8 @@ impl Places {
 
     /// Where the scheduler likes.
     pub(super) fn anywhere(&self, resolver: Pid, generator: Pid) -> Result<()> {
-        [resolver, generator, Pid::this()].into_iter().try_for_each(|pid| put(pid, &self.all))
+        // Each, though another has died.
+        [resolver, generator, Pid::this()].map(|pid| put(pid, &self.all)).into_iter().collect()
     }
 }
 

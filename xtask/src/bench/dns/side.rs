@@ -70,6 +70,7 @@ pub(super) struct Side {
     generator: Generator,
     server: Running,
     upstream: Upstream,
+    places: Places,
     // Last, because the others live in what it made.
     world: World,
 }
@@ -191,6 +192,7 @@ pub(super) fn idle(program: &Path, sandboxes: usize) -> Result<f64> {
 
 impl Side {
     pub(super) fn new(resolver: Resolver, program: &Path) -> Result<Self> {
+        let places = Places::find()?;
         let world = World::new();
         let upstream = Upstream::start(&world.netns)?;
         let server = match resolver {
@@ -205,7 +207,7 @@ impl Side {
         };
         let asked = SocketAddr::from((resolver.asked(), 53)).to_string();
         let generator = Generator::start(&["ask", &asked], &world.netns, &world.cgroup)?;
-        let mut side = Self { resolver, generator, server, upstream, world };
+        let mut side = Self { resolver, generator, server, upstream, places, world };
         side.answers()?;
         if resolver == Resolver::DnsmasqNftset {
             side.world.expect_in_set()?;
@@ -226,13 +228,12 @@ impl Side {
     }
 
     pub(super) fn ask(&mut self, ask: Ask) -> Result<f64> {
-        let (places, server, generator) = (Places::find()?, self.server.pid(), self.generator.pid());
-        if ask.outstanding == 1 {
-            places.apart(server, generator)?;
-        }
-        let asked = self.ask_there(ask);
-        places.anywhere(server, generator)?;
-        asked
+        let (server, generator) = (self.server.pid(), self.generator.pid());
+        let parted = if ask.outstanding == 1 { self.places.apart(server, generator) } else { Ok(()) };
+        let asked = parted.and_then(|()| self.ask_there(ask));
+        // Put back whatever happened; what happened first is told.
+        let back = self.places.anywhere(server, generator);
+        asked.and_then(|asked| back.map(|()| asked))
     }
 
     fn ask_there(&mut self, ask: Ask) -> Result<f64> {
