@@ -41,6 +41,7 @@ mod own;
 mod parity;
 mod pins;
 mod platform;
+mod preload;
 mod rate;
 mod readme;
 mod refusals;

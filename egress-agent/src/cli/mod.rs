@@ -9,6 +9,7 @@ mod events;
 mod exit;
 mod explain;
 mod policy_flags;
+mod preload;
 mod reload;
 mod run;
 mod run_flags;
@@ -81,6 +82,7 @@ enum Verb {
     Explain(explain::Explain),
     Check(check::Check),
     Verify(verify::Verify),
+    Preload(preload::Preload),
     Doctor(doctor::Doctor),
     Version(version::Version),
 }
@@ -137,6 +139,7 @@ fn act(verb: Verb, directories: &Directories) -> Result<u8> {
         Verb::Explain(explain) => explain.act(directories),
         Verb::Check(check) => check.act(),
         Verb::Verify(verify) => verify.act(directories),
+        Verb::Preload(preload) => preload.act(directories),
         Verb::Doctor(doctor) => doctor.act(),
         Verb::Version(version) => version.act(),
     }

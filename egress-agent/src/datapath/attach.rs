@@ -170,7 +170,7 @@ fn set_identity(tables: &Tables, hook: &CgroupHook, cgroup_id: u64, identity: Id
 pub(super) fn attach_one(programs: &mut Programs, name: &str, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
     // Flags of bpf_link_create; a link is always one of several.
     let mode = CgroupAttachMode::Single;
-    match programs.ebpf.program_mut(name) {
+    match programs.program_mut(name) {
         Some(Program::CgroupSockAddr(program)) => {
             let id = program.attach(cgroup, mode)?;
             Ok(program.take_link(id)?.try_into()?)

@@ -162,8 +162,14 @@ pub(crate) fn availability() -> Result<(), Unavailable> {
     kernel().map(drop)
 }
 
+/// The hooks that this kernel needs; none where it is not fit for them.
+pub(super) fn needed() -> impl Iterator<Item = &'static str> {
+    let kernel = kernel().ok();
+    HOOKS.into_iter().filter(move |name| kernel.is_some_and(|kernel| kernel.needs(name)))
+}
+
 impl Kernel {
-    /// The hooks that this kernel needs.
+    /// True for a hook that this kernel needs.
     pub(super) fn needs(&self, name: &str) -> bool {
         HOOKS.contains(&name) && (name != SPLICED || self.splices_unseen)
     }
@@ -178,7 +184,6 @@ pub(crate) fn attach(
     pins: &Path,
 ) -> Result<Vec<Hooked>, Unavailable> {
     programs.foreign.clone()?;
-    let kernel = kernel()?;
     let depth = cgroup.depth().ok_or(Unavailable::NoRoot)?;
     let put = |name: &'static str| {
         let failed = |source| AttachError::Hook { hook: name, source: Box::new(source) };
@@ -188,7 +193,7 @@ pub(crate) fn attach(
             .map_err(|source| AttachError::Identity { hook: name, source: Box::new(source) })?;
         pin(link, name, name.to_owned(), pins)
     };
-    let hooked = HOOKS.into_iter().filter(|name| kernel.needs(name)).map(put).collect::<Result<Vec<_>, _>>();
+    let hooked = needed().map(put).collect::<Result<Vec<_>, _>>();
     hooked.map_err(|error| {
         for name in HOOKS {
             let _absent = fs::remove_file(pins.join(name));
@@ -209,7 +214,7 @@ fn set_identity(tables: &Tables, cgroup_id: u64, identity: Identity) -> Result<(
 /// True where all that this kernel needs are among these.
 pub(crate) fn is_judged<'n>(hooks: impl Iterator<Item = &'n str>) -> bool {
     let hooks: Vec<_> = hooks.collect();
-    kernel().is_ok_and(|kernel| HOOKS.iter().filter(|name| kernel.needs(name)).all(|name| hooks.contains(name)))
+    availability().is_ok() && needed().all(|name| hooks.contains(&name))
 }
 
 /// True for a socket that the hooks hold. AF_XDP sends when it is polled, which no hook sees.

@@ -1,85 +1,25 @@
 //! The kernel half, loaded once for several sandboxes of a process.
 
+pub use super::load_error::LoadError;
 use super::{
     foreign::{self, Unavailable},
+    kept,
     tc::Behind,
 };
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, MapInfo},
-    pin::PinError,
     programs::{Program, ProgramError},
 };
 use egress_common::{event::RULES_AT_ONCE, names, sandbox::Identity};
 use std::{
-    path::{Path, PathBuf},
+    collections::BTreeMap,
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
-
-/// Errors of loading the kernel half.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The build left the kernel half out.
-    #[error("this egressd was built without its kernel half (AYA_BUILD_SKIP); build it again without that variable")]
-    NoObject,
-    /// Maps could not be made.
-    #[error("cannot create the BPF maps")]
-    Object(#[source] Box<EbpfError>),
-    /// The verifier or the kernel refused a program.
-    #[error("cannot load the BPF program {program}; egressd needs Linux 5.15 or newer with CONFIG_CGROUP_BPF")]
-    Program {
-        /// Its name.
-        program: String,
-        /// What the kernel said.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// The object lacks a map that the agent knows: two halves of different builds.
-    #[error("the BPF object has no {map}; build egressd again")]
-    MissingMap {
-        /// Its name.
-        map: &'static str,
-    },
-    /// A map is not what the agent expects.
-    #[error("the BPF map {map} is not of the expected kind; build egressd again")]
-    Map {
-        /// Its name.
-        map: &'static str,
-        /// What differs.
-        #[source]
-        source: Box<MapError>,
-    },
-    /// A map could not be pinned.
-    #[error("cannot pin the BPF object {map} at {}; is the bpffs there full or read-only?", path.display())]
-    Pin {
-        /// Its name.
-        map: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: PinError,
-    },
-}
-
-impl LoadError {
-    /// True where the kernel said EPERM: a capability is missing, or BPF is locked down.
-    pub fn is_permission(&self) -> bool {
-        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = source {
-            if let Some(io) = error.downcast_ref::<std::io::Error>()
-                && io.kind() == std::io::ErrorKind::PermissionDenied
-            {
-                return true;
-            }
-            source = error.source();
-        }
-        false
-    }
-}
 
 /// How much room the maps have for each sandbox, in entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,12 +39,32 @@ impl Capacity {
     }
 }
 
+/// For how many sandboxes maps are made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Room {
+    /// Slots, none of which is given twice.
+    pub(crate) slots: u32,
+    /// How many live at a time.
+    pub(crate) at_once: u32,
+    /// For each of those.
+    pub(crate) each: Capacity,
+}
+
+impl Room {
+    /// For as many at a time as there are slots.
+    pub(crate) const fn shared(slots: u32, each: Capacity) -> Self {
+        Self { slots, at_once: slots, each }
+    }
+}
+
+/// Device entries for each sandbox that lives: by them maps tell for how many at a time they were made.
+pub(super) const DEVICES_EACH: u32 = 64;
 /// Entries that no policy asks for: for one sandbox, and for each that shares them with it. Maps that forget their oldest
 /// entries are made whole at once, so there is less for each of many.
 const OTHERS: [(&str, u32, u32); 6] = [
     (names::map::OWN, 1024, 1024),
     (names::map::SOURCES, 1024, 1024),
-    (names::map::DEVICES, 64, 64),
+    (names::map::DEVICES, DEVICES_EACH, DEVICES_EACH),
     (names::map::FLOWS, 1024, 128),
     (names::map::CLIENTS, 256, 64),
     (names::map::DENIALS, 1024, 128),
@@ -116,26 +76,49 @@ const RING_BYTES_AT_MOST: u32 = 256 * 1024;
 /// A program's name, and how many instructions the verifier walked, or why it refused.
 pub(crate) type Tried = (String, Result<Option<u32>, LoadError>);
 
-/// The loaded programs and their maps.
+/// The loaded programs, with their maps where it was us who loaded them.
 pub(crate) struct Programs {
-    pub(crate) ebpf: Ebpf,
+    source: Source,
     /// Whether those are among them that judge foreign sockets.
     pub(super) foreign: Result<(), Unavailable>,
 }
 
+/// Where programs are from.
+enum Source {
+    Object(Box<Ebpf>),
+    /// Pins of a set that stays loaded, by name.
+    Pins(BTreeMap<&'static str, Program>),
+}
+
 impl Programs {
-    /// Creates the maps and loads every program of a cgroup, for as many sandboxes as that (a power of two), each with that
-    /// much room. `listeners` is the pin of the one map that all owners share.
-    pub(crate) fn load(
-        sandboxes: u32,
-        capacity: Capacity,
-        listeners: Option<&Path>,
-        test: Option<Identity>,
-    ) -> Result<Self, LoadError> {
+    /// Creates the maps and loads every program of a cgroup, for that many sandboxes. `listeners` is the pin of the one map that
+    /// all owners share.
+    pub(crate) fn load(room: Room, listeners: Option<&Path>, test: Option<Identity>) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
-        quietly(|log| Self::load_at(sandboxes, capacity, listeners, test, log))
+        quietly(|log| Self::load_at(room, listeners, test, log))
+    }
+
+    /// The programs that are pinned in this directory, by their own names ([`Programs::pin`]): all of a cgroup that this kernel
+    /// needs, and those of devices that whoever pinned them had loaded.
+    pub(crate) fn open(pins: &Path) -> Result<Self, LoadError> {
+        let (programs, foreign) = kept::programs(pins)?;
+        Ok(Self { source: Source::Pins(programs), foreign })
+    }
+
+    /// Pins every program that is loaded, where it is not pinned yet.
+    pub(crate) fn pin(&mut self, pins: &Path) -> Result<(), LoadError> {
+        let Source::Object(ebpf) = &mut self.source else { return Ok(()) };
+        let loaded = ebpf.programs_mut().filter(|(_, program)| program.fd().is_ok());
+        for (name, program) in loaded {
+            let path = pins.join(name);
+            if !path.exists() {
+                let program_name = name.to_owned();
+                program.pin(&path).map_err(|source| LoadError::PinProgram { program: program_name, path, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// The programs of devices alone, over maps that another process made and pinned, with programs of the same layouts.
@@ -152,35 +135,36 @@ impl Programs {
                 let made = MapInfo::from_pin(&path).map_err(failed)?;
                 loader.map_max_entries(map, made.max_entries()).map_pin_path(map, path);
             }
-            let mut programs = Self { ebpf: open(loader)?, foreign: foreign::availability() };
+            let source = Source::Object(Box::new(open(loader)?));
+            let mut programs = Self { source, foreign: foreign::availability() };
             programs.load_device_programs(behind)?;
             Ok(programs)
         })
     }
 
     fn load_at(
-        sandboxes: u32,
-        capacity: Capacity,
+        room: Room,
         listeners: Option<&Path>,
         test: Option<Identity>,
         log: VerifierLogLevel,
     ) -> Result<Self, LoadError> {
+        let Room { slots, at_once, each } = room;
         let identity;
         let mut loader = EbpfLoader::new();
         loader
             .verifier_log_level(log)
             // Slot 0 is nobody's.
-            .map_max_entries(names::map::SANDBOXES, sandboxes + 1)
-            .map_max_entries(names::map::COUNTERS, sandboxes + 1)
-            .map_max_entries(names::map::LIMITS, sandboxes + 1)
-            .map_max_entries(names::map::METERS, sandboxes + 1)
-            .map_max_entries(names::map::RULES, sandboxes * capacity.rules)
-            .map_max_entries(names::map::PASSED, (sandboxes * capacity.rules).div_ceil(RULES_AT_ONCE as u32))
-            .map_max_entries(names::map::PERMITS, sandboxes * capacity.permits)
-            .map_max_entries(names::map::NETWORKS, sandboxes * capacity.networks)
-            .map_max_entries(names::map::EVENTS, (sandboxes * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));
-        for (map, one, each) in OTHERS {
-            loader.map_max_entries(map, one + (sandboxes - 1) * each);
+            .map_max_entries(names::map::SANDBOXES, slots + 1)
+            .map_max_entries(names::map::COUNTERS, slots + 1)
+            .map_max_entries(names::map::LIMITS, slots + 1)
+            .map_max_entries(names::map::METERS, slots + 1)
+            .map_max_entries(names::map::RULES, slots * each.rules)
+            .map_max_entries(names::map::PASSED, (slots * each.rules).div_ceil(RULES_AT_ONCE as u32))
+            .map_max_entries(names::map::PERMITS, at_once * each.permits)
+            .map_max_entries(names::map::NETWORKS, at_once * each.networks)
+            .map_max_entries(names::map::EVENTS, (at_once * RING_BYTES_EACH).min(RING_BYTES_AT_MOST));
+        for (map, one, more) in OTHERS {
+            loader.map_max_entries(map, one + (at_once - 1) * more);
         }
         if let Some(path) = listeners {
             loader.map_pin_path(names::map::LISTENERS, path);
@@ -192,20 +176,41 @@ impl Programs {
         let mut ebpf = open(loader)?;
         load_programs(&mut ebpf, |_, program| !is_of_devices(program) && !is_of_tasks(program))?;
         let foreign = load_foreign(&mut ebpf);
-        Ok(Self { ebpf, foreign })
+        Ok(Self { source: Source::Object(Box::new(ebpf)), foreign })
     }
 
-    /// Loads the programs of devices, which a sandbox without one does not need. Done as well when they are loaded already.
-    pub(crate) fn load_device_programs(&mut self, behind: Behind) -> Result<(), LoadError> {
+    /// Loads the programs of devices, which a sandbox without one does not need. Done as well when they are loaded already. False
+    /// where they are not, and these came from pins.
+    pub(crate) fn load_device_programs(&mut self, behind: Behind) -> Result<bool, LoadError> {
         let wanted = behind.programs();
-        load_programs(&mut self.ebpf, |name, program| {
-            wanted.contains(&name) && matches!(program, Program::SchedClassifier(program) if program.fd().is_err())
-        })
+        match &mut self.source {
+            Source::Object(ebpf) => load_programs(ebpf, |name, program| {
+                wanted.contains(&name) && matches!(program, Program::SchedClassifier(program) if program.fd().is_err())
+            })
+            .map(|()| true),
+            Source::Pins(programs) => Ok(wanted.iter().all(|name| programs.contains_key(name))),
+        }
+    }
+
+    /// A program, by its name.
+    pub(super) fn program(&self, name: &str) -> Option<&Program> {
+        match &self.source {
+            Source::Object(ebpf) => ebpf.program(name),
+            Source::Pins(programs) => programs.get(name),
+        }
+    }
+
+    /// The same, to attach or pin it.
+    pub(super) fn program_mut(&mut self, name: &str) -> Option<&mut Program> {
+        match &mut self.source {
+            Source::Object(ebpf) => ebpf.program_mut(name),
+            Source::Pins(programs) => programs.get_mut(name),
+        }
     }
 
     /// Pins a program, for whoever has to attach it when this process is gone.
     pub(crate) fn pin_program(&mut self, name: &'static str, path: &Path) -> Result<(), LoadError> {
-        let program = self.ebpf.program_mut(name).ok_or(LoadError::MissingMap { map: name })?;
+        let program = self.program_mut(name).ok_or(LoadError::MissingMap { map: name })?;
         program.pin(path).map_err(|source| LoadError::Pin { map: name, path: path.into(), source })
     }
 
@@ -235,7 +240,8 @@ impl Programs {
 
     /// Pins a map under its own name.
     pub(crate) fn pin_map(&self, name: &'static str, directory: &Path) -> Result<(), LoadError> {
-        let map = self.ebpf.map(name).ok_or(LoadError::MissingMap { map: name })?;
+        let Source::Object(ebpf) = &self.source else { return Err(LoadError::MissingMap { map: name }) };
+        let map = ebpf.map(name).ok_or(LoadError::MissingMap { map: name })?;
         let path = directory.join(name);
         map.pin(&path).map_err(|source| LoadError::Pin { map: name, path, source })
     }
@@ -245,7 +251,8 @@ impl Programs {
     where
         T: TryFrom<Map, Error = MapError>,
     {
-        let map = self.ebpf.take_map(name).ok_or(LoadError::MissingMap { map: name })?;
+        let Source::Object(ebpf) = &mut self.source else { return Err(LoadError::MissingMap { map: name }) };
+        let map = ebpf.take_map(name).ok_or(LoadError::MissingMap { map: name })?;
         T::try_from(map).map_err(|source| LoadError::Map { map: name, source: Box::new(source) })
     }
 }

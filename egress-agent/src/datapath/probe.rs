@@ -1,6 +1,6 @@
 //! The kernel half on packets of a test's own (BPF_PROG_TEST_RUN), without a cgroup, a device or a packet that leaves.
 
-use super::load::{Capacity, LoadError, Programs};
+use super::load::{Capacity, LoadError, Programs, Room};
 use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{CgroupSkb, ProgramError, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions},
@@ -81,7 +81,7 @@ impl Probe {
     /// Loads every program.
     pub fn load(capacity: Capacity) -> Result<Self, ProbeError> {
         let identity = Identity { slot: SLOT, depth: 0, nonce: NONCE };
-        let mut programs = Programs::load(1, capacity, None, Some(identity))?;
+        let mut programs = Programs::load(Room::shared(1, capacity), None, Some(identity))?;
         programs.load_device_programs(super::tc::Behind::Sandbox)?;
         Ok(Self {
             sandboxes: programs.map(map::SANDBOXES)?,
@@ -201,7 +201,7 @@ impl Probe {
             Hook::DeviceEgress => ("device_egress", u32::MAX),
             Hook::DeviceIngress => ("device_ingress", u32::MAX),
         };
-        let program = self.programs.ebpf.program(name).ok_or(LoadError::MissingMap { map: name })?;
+        let program = self.programs.program(name).ok_or(LoadError::MissingMap { map: name })?;
         let result = match hook {
             Hook::Egress | Hook::Ingress => {
                 <&CgroupSkb>::try_from(program).and_then(|program| program.test_run(options))

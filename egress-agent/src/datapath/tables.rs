@@ -5,7 +5,7 @@
 pub(crate) use super::table_error::TableError;
 use super::{
     bpf::update_batch,
-    load::{Capacity, LoadError, Programs},
+    load::{Capacity, DEVICES_EACH, LoadError, Programs, Room},
     rate::Rates,
     table_error::{absent, failed, gone},
 };
@@ -213,19 +213,20 @@ impl Tables {
     }
 
     /// For how many sandboxes the pinned maps were made, and with how much room for each.
-    pub(crate) fn capacity(pins: &Path) -> Result<(u32, Capacity), TableError> {
+    pub(crate) fn room(pins: &Path) -> Result<Room, TableError> {
         let entries = |name| {
             let info = MapInfo::from_pin(pins.join(name)).map_err(failed(name, "read"))?;
             Ok(info.max_entries())
         };
         // Slot 0 is nobody's.
-        let sandboxes = entries(map::SANDBOXES)?.saturating_sub(1).max(1);
+        let slots = entries(map::SANDBOXES)?.saturating_sub(1).max(1);
+        let at_once = (entries(map::DEVICES)? / DEVICES_EACH).max(1);
         let each = Capacity {
-            rules: entries(map::RULES)? / sandboxes,
-            networks: entries(map::NETWORKS)? / sandboxes,
-            permits: entries(map::PERMITS)? / sandboxes,
+            rules: entries(map::RULES)? / slots,
+            networks: entries(map::NETWORKS)? / at_once,
+            permits: entries(map::PERMITS)? / at_once,
         };
-        Ok((sandboxes, each))
+        Ok(Room { slots, at_once, each })
     }
 
     /// Takes everything out that is a sandbox's, after its hooks are gone. Nobody has its slot again.

@@ -116,7 +116,7 @@ pub(crate) fn held(ifindex: u32, held: Held, made_clsact: bool, pins: &Path) -> 
 }
 
 fn classifier<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
-    match programs.ebpf.program_mut(name) {
+    match programs.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok(program),
         _ => Err(ProgramError::UnexpectedProgramType),
     }

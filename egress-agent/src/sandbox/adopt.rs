@@ -106,7 +106,7 @@ impl Sandbox {
         let facts = Facts { listener_port: opened.as_ref().map_or(0, Listening::port), ..plan.facts.clone() };
         let (set, ours) = (Arc::clone(&seat.set), seat.rules());
         let kernel = Kernel {
-            _seat: seat,
+            seat,
             devices: Arc::new(Mutex::new(devices)),
             hooks,
             tables: Arc::clone(&tables),

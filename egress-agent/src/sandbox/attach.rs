@@ -75,7 +75,7 @@ impl Builder {
         let made = match root.create_owner_dir(&plan.name) {
             Ok(own) => {
                 let mut undo = Undo { directories: &self.directories, name: &plan.name, armed: true };
-                let made = self.make(on, plan.clone(), &own);
+                let made = self.make(on, plan.clone(), &root, &own);
                 undo.armed = made.is_err();
                 made
             }
@@ -104,7 +104,7 @@ impl Builder {
         }
     }
 
-    fn make(&self, on: &Opened, plan: Plan, own: &Path) -> Result<Sandbox, Error> {
+    fn make(&self, on: &Opened, plan: Plan, root: &PinRoot, own: &Path) -> Result<Sandbox, Error> {
         let pins = Pins::make(own)?;
         let started = Instant::now();
         let wanted = Wanted {
@@ -112,7 +112,7 @@ impl Builder {
             netns_cookie: plan.has_namespace().then_some(plan.facts.netns_cookie),
             devices: &plan.found.devices.iter().map(|device| device.ifindex).collect::<Vec<_>>(),
         };
-        let mut seat = Seat::take(&self.directories, &wanted, &pins.maps)?;
+        let mut seat = Seat::take(&self.directories, root, &wanted, &pins.maps)?;
         let mut plan = plan.in_room(seat.capacity());
         tracing::debug!(took_us = started.elapsed().as_micros(), slot = seat.slot, "programs loaded");
         let started = Instant::now();
@@ -184,7 +184,7 @@ impl Builder {
         let server = serving.map(Serving::keep);
         seat.keep();
         Ok(Sandbox {
-            kernel: Kernel { _seat: seat, devices, hooks, tables, identity, target: on.target() },
+            kernel: Kernel { seat, devices, hooks, tables, identity, target: on.target() },
             scene,
             server,
             reporter: Some(reporter),

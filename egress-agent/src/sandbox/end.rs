@@ -4,6 +4,7 @@ use super::{
     Directories,
     error::Error,
     record::{DeviceLine, Record},
+    seat::Seat,
     sharing::Place,
     target::Which,
     undo::end_of_pins,
@@ -23,14 +24,20 @@ use egress_common::{sandbox::Sandbox, verdict::ListenerKey};
 /// Opens the sandbox of a cgroup or of a guest. Whoever serves it notices and ends.
 pub fn detach(directories: &Directories, which: impl Into<Which>) -> Result<(), Error> {
     let record = Record::of(directories, Some(&which.into()))?;
-    take_down(directories, &record, None)
+    take_down(directories, &record, None, None)
 }
 
 /// Removes everything of a sandbox: closed first, open at the very end. Done as well when somebody else did it, and then
 /// nothing of a sandbox that took its name since is touched.
 ///
-/// `host` is the network namespace in which its devices are, where the caller has it.
-pub(super) fn take_down(directories: &Directories, record: &Record, host: Option<Netns>) -> Result<(), Error> {
+/// `host` is the network namespace in which its devices are, where the caller has it, and `seat` what it leaves to the next
+/// sandbox.
+pub(super) fn take_down(
+    directories: &Directories,
+    record: &Record,
+    host: Option<Netns>,
+    seat: Option<&Seat>,
+) -> Result<(), Error> {
     let state = StateDir::open(&directories.state)?;
     let turn = state.lock()?;
     let root = PinRoot::open(&directories.pin, &turn)?;
@@ -39,7 +46,8 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
         end_of_pins(directories, root, turn);
         return Ok(());
     };
-    let tables = Tables::open(&pins.join("maps"), &directories.listeners())?;
+    let maps = pins.join("maps");
+    let tables = Tables::open(&maps, &directories.listeners())?;
     let sandbox = tables.sandbox(record.slot)?;
     if sandbox.nonce != record.nonce {
         return Ok(());
@@ -62,7 +70,7 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
     for link in pinned_links(&links)? {
         detach_link(&links.join(link.name))?;
     }
-    if Tables::capacity(&pins.join("maps"))?.0 > 1 {
+    if Tables::room(&maps)?.slots > 1 {
         record.devices.iter().try_for_each(|device| tables.remove_device(device.ifindex))?;
         tables.clear(record.slot)?;
     }
@@ -75,6 +83,10 @@ pub(super) fn take_down(directories: &Directories, record: &Record, host: Option
                 host.enter(|| tc::remove_filters(device.ifindex, record.nonce, device.made_clsact))??;
             }
         }
+    }
+    if let Some(Err(error)) = seat.map(|seat| seat.give_back(&root, &maps)) {
+        // What is left of it goes with its owner's directory.
+        tracing::warn!(error = &error as &dyn std::error::Error, "the program set is not kept for the next sandbox");
     }
     root.remove_owner_dir(&record.name)?;
     Record::remove(directories, &record.name)?;

@@ -38,7 +38,7 @@ use std::{
 
 /// What the kernel holds for us. Closing our descriptors changes nothing while the pins are there.
 pub(super) struct Kernel {
-    pub(super) _seat: Seat,
+    pub(super) seat: Seat,
     pub(super) devices: Arc<Mutex<Devices>>,
     pub(super) hooks: Vec<Hooked>,
     pub(super) tables: Arc<Tables>,
@@ -360,7 +360,8 @@ impl Sandbox {
         self.fall_silent();
         self.sink.emit(&about(Kind::Detach, &self.scene.subject()));
         let record = self.record().clone();
-        take_down(&self.directories, &record, Some(self.devices().host.try_clone()?))
+        let host = self.devices().host.try_clone()?;
+        take_down(&self.directories, &record, Some(host), Some(&self.kernel.seat))
     }
 
     /// Reads what the kernel reported last, so that no count is lost.

@@ -3,15 +3,20 @@
 //!
 //! The first set has room for one sandbox, each later one for four times as many as the one before: a process that makes one
 //! sandbox pays for one, and loading gets rarer the more there are. A set stays loaded while any sandbox of these directories lives.
+//!
+//! Where sets are kept loaded (`datapath::kept`), a sandbox takes one of those first, alone, and gives it back.
 
-use super::{Directories, error::Error, ring::Ring, room::LEAST};
+use super::{Directories, build::build, error::Error, ring::Ring, room::LEAST};
 use crate::datapath::{
-    load::{Capacity, Programs},
+    bpffs::PinRoot,
+    kept::{Kept, PROGRAMS, Waiting},
+    load::{Capacity, Programs, Room},
     records::Records,
     tables::{Tables, rules_of},
     tc::Behind,
 };
 use std::{
+    fs,
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -19,6 +24,8 @@ use std::{
 
 const SANDBOXES_AT_MOST: u32 = 64;
 const GROWTH: u32 = 4;
+/// What a set that is kept loaded is made for: one sandbox after the other.
+const KEPT: Room = Room { slots: 16, at_once: 1, each: LEAST };
 
 /// A loaded program set, or the maps of one that another process loaded.
 pub(super) struct Set {
@@ -27,16 +34,16 @@ pub(super) struct Set {
     pub(super) ring: Ring,
     /// The kernel's number of its event ring, by which it is known whoever loaded it.
     id: u32,
-    each: Capacity,
-    sandboxes: u32,
+    room: Room,
     seats: Mutex<Seats>,
 }
 
-/// Programs that this process has loaded.
-enum Held {
-    All(Programs),
-    /// Another process loaded the set, and links hold its programs. Of those for devices, ours over the same maps, once one comes.
-    Devices(Option<Programs>),
+/// Programs that this process has loaded, or opened.
+struct Held {
+    /// Those of cgroups, and of devices once one comes. None where another process has the set, and links hold its programs.
+    whole: Option<Programs>,
+    /// Where the others lack those of devices: ours, over the same maps, once one comes.
+    of_devices: Option<Programs>,
 }
 
 #[derive(Default)]
@@ -81,9 +88,14 @@ struct Sets {
 static FAMILIES: Mutex<Vec<Weak<Family>>> = Mutex::new(Vec::new());
 
 impl Seat {
-    /// A place in a set that has room, or in a new one. The maps are pinned below `maps`. The caller holds the lock of the state
-    /// directory.
-    pub(super) fn take(directories: &Directories, wanted: &Wanted<'_>, maps: &Path) -> Result<Self, Error> {
+    /// A place in a set that has room, in one that is kept loaded, or in a new one. The maps are pinned below `maps`, which is
+    /// empty. `root` is held by whoever has the lock of the state directory.
+    pub(super) fn take(
+        directories: &Directories,
+        root: &PinRoot,
+        wanted: &Wanted<'_>,
+        maps: &Path,
+    ) -> Result<Self, Error> {
         let family = Family::of(directories);
         let mut sets = lock(&family.sets);
         // Whoever took the last sandbox down from outside took the map of listeners with it.
@@ -97,19 +109,27 @@ impl Seat {
             }
         }
         let small = wanted.capacity.fits(LEAST);
-        let (sandboxes, each) = if small && sets.loaded > 0 {
-            (GROWTH.saturating_pow(sets.loaded).min(SANDBOXES_AT_MOST), LEAST)
+        let kept = if small { Kept::find(root)? } else { None };
+        let taken = kept.as_ref().map(|kept| Set::take(kept, directories, wanted, maps)).transpose()?.flatten();
+        let (set, slot) = if let Some(taken) = taken {
+            taken
         } else {
-            (1, wanted.capacity)
+            let room = match (small, sets.loaded) {
+                (true, 0) if kept.is_some() => KEPT,
+                (true, loaded) => Room::shared(GROWTH.saturating_pow(loaded).min(SANDBOXES_AT_MOST), LEAST),
+                (false, _) => Room::shared(1, wanted.capacity),
+            };
+            let set = Set::load(room, directories, maps)?;
+            // A large policy's own set says nothing of how many there will be.
+            sets.loaded += u32::from(small);
+            let slot = set.sit(wanted)?.unwrap_or(1);
+            (set, slot)
         };
-        let set = Arc::new(Set::load(sandboxes, each, directories, maps)?);
-        let slot = set.sit(wanted)?.unwrap_or(1);
+        let set = Arc::new(set);
         sets.remember(&set);
-        if sandboxes > 1 {
+        if set.room.at_once > 1 {
             sets.roomy.push(Arc::clone(&set));
         }
-        // A large policy's own set says nothing of how many there will be.
-        sets.loaded += u32::from(small);
         drop(sets);
         Ok(Self { set, _family: family, slot, kept: false })
     }
@@ -135,14 +155,33 @@ impl Seat {
         &self.set.tables
     }
 
+    /// Gives the set, whose maps are pinned below `maps`, to the next sandbox, whoever makes it. Nobody is in it any more. Done
+    /// as well where none is to be kept, or this one is not to be.
+    pub(super) fn give_back(&self, root: &PinRoot, maps: &Path) -> Result<(), Error> {
+        let Set { room, id, .. } = *self.set;
+        let slot = self.slot + 1;
+        if room.at_once > 1 || slot > room.slots {
+            return Ok(());
+        }
+        let Some(kept) = Kept::find(root)? else { return Ok(()) };
+        let object = build().object;
+        if kept.waiting(object)?.len() >= kept.most as usize {
+            return Ok(());
+        }
+        if self.set.pin_programs(maps)? {
+            kept.give(maps, &Waiting { object: object.to_owned(), ring: id, slot })?;
+        }
+        Ok(())
+    }
+
     /// Room in the maps.
     pub(super) fn capacity(&self) -> Capacity {
-        self.set.each
+        self.set.room.each
     }
 
     /// The part of the rule array that is the sandbox's.
     pub(super) fn rules(&self) -> Range<u32> {
-        rules_of(self.slot, self.set.each.rules)
+        rules_of(self.slot, self.set.room.each.rules)
     }
 }
 
@@ -150,7 +189,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         lock(&self.set.seats).netns_cookies.retain(|(slot, _)| *slot != self.slot);
         if !self.kept
-            && self.set.sandboxes > 1
+            && self.set.room.slots > 1
             && let Err(error) = self.set.tables.clear(self.slot)
         {
             tracing::warn!(%error, slot = self.slot, "something of a sandbox that was not made stays in the maps");
@@ -159,28 +198,85 @@ impl Drop for Seat {
 }
 
 impl Set {
-    fn load(sandboxes: u32, each: Capacity, directories: &Directories, maps: &Path) -> Result<Self, Error> {
-        let mut programs = Programs::load(sandboxes, each, Some(&directories.listeners()), None)?;
-        let tables = Arc::new(Tables::take(&mut programs, maps, sandboxes > 1)?);
+    fn load(room: Room, directories: &Directories, maps: &Path) -> Result<Self, Error> {
+        let mut programs = Programs::load(room, Some(&directories.listeners()), None)?;
+        let tables = Arc::new(Tables::take(&mut programs, maps, room.at_once > 1)?);
         let ring = Ring::new(Records::take(&mut programs)?, &tables);
-        let (id, seats) = (Records::id(maps)?, Mutex::default());
-        Ok(Self { programs: Mutex::new(Held::All(programs)), tables, ring, id, each, sandboxes, seats })
+        let programs = Mutex::new(Held { whole: Some(programs), of_devices: None });
+        Ok(Self { programs, tables, ring, id: Records::id(maps)?, room, seats: Mutex::default() })
     }
 
     fn open(directories: &Directories, maps: &Path, id: u32) -> Result<Self, Error> {
         let tables = Arc::new(Tables::open(maps, &directories.listeners())?);
-        let (sandboxes, each) = Tables::capacity(maps)?;
         let ring = Ring::new(Records::open(maps)?, &tables);
-        let programs = Mutex::new(Held::Devices(None));
-        Ok(Self { programs, tables, ring, id, each, sandboxes, seats: Mutex::default() })
+        let programs = Mutex::new(Held { whole: None, of_devices: None });
+        Ok(Self { programs, tables, ring, id, room: Tables::room(maps)?, seats: Mutex::default() })
+    }
+
+    /// The first of the sets that wait that is fit for this, and the slot there; it is moved to `maps`.
+    fn take(
+        kept: &Kept,
+        directories: &Directories,
+        wanted: &Wanted<'_>,
+        maps: &Path,
+    ) -> Result<Option<(Self, u32)>, Error> {
+        for waiting in kept.waiting(build().object)? {
+            kept.take(&waiting, maps)?;
+            match Self::again(&waiting, directories, wanted, maps) {
+                Ok(Some(taken)) => return Ok(Some(taken)),
+                Ok(None) => {}
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "a program set that was kept cannot be used; it is unloaded");
+                }
+            }
+            let again = fs::remove_dir_all(maps).and_then(|()| fs::create_dir(maps));
+            again.map_err(Error::file(maps, "empty"))?;
+        }
+        Ok(None)
+    }
+
+    fn again(
+        waiting: &Waiting,
+        directories: &Directories,
+        wanted: &Wanted<'_>,
+        maps: &Path,
+    ) -> Result<Option<(Self, u32)>, Error> {
+        let set = Self::open(directories, maps, waiting.ring)?;
+        lock(&set.programs).whole = Some(Programs::open(&maps.join(PROGRAMS))?);
+        if !set.tables.lists_listeners_at(&directories.listeners())? {
+            return Ok(None);
+        }
+        lock(&set.seats).taken = waiting.slot.saturating_sub(1);
+        let slot = set.sit(wanted)?;
+        Ok(slot.map(|slot| (set, slot)))
+    }
+
+    /// Loads a set that waits for whoever comes.
+    pub(super) fn preload(kept: &Kept, directories: &Directories) -> Result<(), Error> {
+        let maps = kept.unfinished()?;
+        let set = Self::load(KEPT, directories, &maps)?;
+        set.on_device(&maps, directories, Behind::Sandbox, |_| Ok(()))?;
+        set.pin_programs(&maps)?;
+        let waiting = Waiting { object: build().object.to_owned(), ring: set.id, slot: 1 };
+        Ok(kept.give(&maps, &waiting)?)
+    }
+
+    /// Pins what is not pinned yet beside the maps. False where another process has the programs.
+    fn pin_programs(&self, maps: &Path) -> Result<bool, Error> {
+        let mut held = lock(&self.programs);
+        let Held { whole: Some(whole), of_devices } = &mut *held else { return Ok(false) };
+        let pins = maps.join(PROGRAMS);
+        if !pins.exists() {
+            fs::create_dir(&pins).map_err(Error::file(&pins, "make"))?;
+        }
+        [Some(whole), of_devices.as_mut()].into_iter().flatten().try_for_each(|programs| programs.pin(&pins))?;
+        Ok(true)
     }
 
     /// With the programs of cgroups, which whoever loaded the set has alone.
     pub(super) fn on_cgroup<T>(&self, act: impl FnOnce(&mut Programs) -> Result<T, Error>) -> Result<T, Error> {
-        match &mut *lock(&self.programs) {
-            Held::All(programs) => act(programs),
-            Held::Devices(_) => Err(Error::Adopted),
-        }
+        lock(&self.programs).whole.as_mut().map_or(Err(Error::Adopted), act)
     }
 
     /// With the programs of devices, loaded when first asked for. `maps` are the pins of any sandbox of the set.
@@ -191,17 +287,23 @@ impl Set {
         behind: Behind,
         act: impl FnOnce(&mut Programs) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        match &mut *lock(&self.programs) {
-            Held::All(programs) | Held::Devices(Some(programs)) => {
+        let Held { whole, of_devices } = &mut *lock(&self.programs);
+        if let Some(programs) = whole
+            && programs.load_device_programs(behind)?
+        {
+            return act(programs);
+        }
+        match of_devices {
+            Some(programs) => {
                 programs.load_device_programs(behind)?;
                 act(programs)
             }
-            Held::Devices(none) => act(none.insert(Programs::over(maps, &directories.listeners(), behind)?)),
+            none => act(none.insert(Programs::over(maps, &directories.listeners(), behind)?)),
         }
     }
 
     fn has_room(&self) -> bool {
-        lock(&self.seats).taken < self.sandboxes
+        lock(&self.seats).taken < self.room.slots
     }
 
     /// The next slot; none where it does not fit, or where one that has a slot may be on the same device.
@@ -211,7 +313,7 @@ impl Set {
         for ifindex in wanted.devices {
             meets |= self.tables.device(*ifindex)?.is_some();
         }
-        if seats.taken == self.sandboxes || meets || !wanted.capacity.fits(self.each) {
+        if seats.taken == self.room.slots || meets || !wanted.capacity.fits(self.room.each) {
             return Ok(None);
         }
         seats.taken += 1;

@@ -127,7 +127,7 @@ fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTre
         maps.push(MapUse {
             map: map::PERMITS.to_owned(),
             entries: permits,
-            capacity: Tables::capacity(&pins.join("maps"))?.1.permits.into(),
+            capacity: Tables::room(&pins.join("maps"))?.each.permits.into(),
         });
         let passed = tables.passed(record.slot)?;
         counters = Totals::of(&tables.counters(record.slot)?, passed.values());

@@ -54,6 +54,10 @@ pub(super) const ROWS: &[Row] = &[
     row("a killed owner: pins hold, the next one adopts", "adopt::after_kill_9_the_next_owner_finds_it_as_it_was"),
     row("the end leaves nothing", "ends::t22_clean_exit"),
     since(LSM_CGROUP, "hooks follow the calling task", "kernel::hooks_follow_the_calling_task"),
+    row(
+        "programs that stay loaded",
+        "preload::one_after_the_other_takes_the_same_programs_and_finds_nothing_of_the_one_before",
+    ),
     row("sockets that are passed in", "bypass::descriptors::passed_over_a_unix_socket"),
     row("sockets that are brought along", "bypass::descriptors::brought_along_into_the_cgroup"),
     row("every way of a socket, 20 of them", "bypass::sockets::every_way_of_a_socket"),

@@ -27,6 +27,7 @@ pub(super) fn all(results: &Results, sizes: &[u32]) -> Vec<Goal> {
         goal("loading all programs", 12.0, figure(startup::LOAD_MS), "ms"),
         goal("attaching a sandbox, programs loaded", 1.0, figure(startup::ATTACH_MS), "ms"),
         goal("`run -- true`, more than `true`", 15.0, figure(startup::RUN_MS), "ms"),
+        goal("the same, a program set preloaded", 15.0, figure(startup::RUN_PRELOADED_MS), "ms"),
         goal("one more permit through the agent, p50", 200.0, figure(startup::PERMIT_US), "us"),
         goal("kernel memory, 1k permits", 4.0, results.kernel_bytes.get(&USUAL).map(|bytes| *bytes as f64 / 1e6), "MB"),
     ]

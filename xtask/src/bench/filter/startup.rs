@@ -18,6 +18,7 @@ pub(super) const EMPTY_NS: &str = "empty_ns";
 pub(super) const LOAD_MS: &str = "load_ms";
 pub(super) const ATTACH_MS: &str = "attach_ms";
 pub(super) const RUN_MS: &str = "run_ms";
+pub(super) const RUN_PRELOADED_MS: &str = "run_preloaded_ms";
 pub(super) const PERMIT_US: &str = "permit_us";
 
 /// Names that are asked for once each, so that no cache answers.
@@ -34,7 +35,8 @@ pub(super) fn measure(rounds: usize, results: &mut Results) -> Result<()> {
     results.figures.extend([(PROGRAM_NS, program_ns), (EMPTY_NS, empty_ns)]);
     let lab = Lab::without_capture();
     results.figures.extend([(LOAD_MS, load(&lab, rounds)?), (ATTACH_MS, attach(&lab, rounds)?)]);
-    results.figures.insert(RUN_MS, run_more_than_true(&lab, rounds)?);
+    let runs = run_more_than_true(&lab, rounds)?;
+    results.figures.extend([(RUN_MS, runs.loading), (RUN_PRELOADED_MS, runs.preloaded)]);
     results.figures.insert(PERMIT_US, permit(&lab)?);
     Ok(())
 }
@@ -77,18 +79,39 @@ fn attach(lab: &Lab, rounds: usize) -> Result<f64> {
     Ok(median(&mut attach_ms))
 }
 
-/// `egressd run -- true` less `true`, both from the same directory of the same namespace.
-fn run_more_than_true(lab: &Lab, rounds: usize) -> Result<f64> {
-    let mut more_ms = Vec::new();
-    for round in 0..=rounds {
+/// `egressd run -- true` less `true`, both from the same directory of the same namespace, in milliseconds.
+struct Runs {
+    /// Loading the programs.
+    loading: f64,
+    /// With a program set that is kept loaded.
+    preloaded: f64,
+}
+
+fn run_more_than_true(lab: &Lab, rounds: usize) -> Result<Runs> {
+    let preload = |sets: &str| {
+        let done = lab.egressd("preload").flags(sets).output();
+        ensure!(done.code == Some(0), "egressd preload {sets}: {done}");
+        Ok(())
+    };
+    let more_ms = || {
         let with = lab.egressd("run").flags("--allow 198.51.100.10").program(&["true"]).output();
         ensure!(with.code == Some(0), "egressd run -- true: {with}");
         let without = lab.box_ns().sh("exec true");
+        Ok((with.took.as_secs_f64() - without.took.as_secs_f64()) * 1000.0)
+    };
+    let (mut loading, mut preloaded) = (Vec::new(), Vec::new());
+    // The first round of each warms what the machine keeps.
+    for round in 0..=rounds {
+        let cold = more_ms()?;
+        preload("--sets 1")?;
+        let warm = more_ms()?;
+        preload("--sets 0")?;
         if round > 0 {
-            more_ms.push((with.took.as_secs_f64() - without.took.as_secs_f64()) * 1000.0);
+            loading.push(cold);
+            preloaded.push(warm);
         }
     }
-    Ok(median(&mut more_ms))
+    Ok(Runs { loading: median(&mut loading), preloaded: median(&mut preloaded) })
 }
 
 /// Median of a look-up of a new name from inside, less the same from outside: gate, upstream, permit, answer.
