@@ -113,6 +113,14 @@ fn a_set_is_loaded_anew_before_its_slots_run_out() {
     assert_eq!(slots(&lab), [2], "whoever finds none leaves his own");
     let ring = |sets: &[PathBuf]| sets[0].to_str().unwrap().rsplit('-').nth(1).unwrap().to_owned();
     assert_ne!(ring(&waiting(&lab)), ring(&first));
+    // Of a sandbox that had no device; the next one has, and leaves what it loaded for that as well.
+    let of_device = |sets: &[PathBuf]| sets[0].join("programs/device_egress").exists();
+    assert!(!of_device(&waiting(&lab)));
+    let run = lab.egressd("run").entering(lab.box_ns()).flags("--require L2");
+    enforced(&lab, run, ("ok.test", &OK.to_string()), &EVIL.to_string()).end().exits(0);
+    assert_eq!((slots(&lab), of_device(&waiting(&lab))), (vec![3], true));
+    let run = lab.egressd("run").entering(lab.box_ns()).flags("--require L2");
+    enforced(&lab, run, ("ok.test", &OK.to_string()), &EVIL.to_string()).end().exits(0);
     preload(&lab, 0);
 }
 
