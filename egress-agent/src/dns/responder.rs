@@ -32,7 +32,7 @@ use tokio::sync::{Notify, Semaphore};
 pub(super) const POLICY_TTL: u32 = 5;
 const LOOPBACK_TTL: u32 = 60;
 /// Questions that are with upstreams at a time.
-const MAX_IN_FLIGHT: usize = 256;
+pub(super) const MAX_IN_FLIGHT: usize = 256;
 /// Questions that are with upstreams or wait for their turn.
 const MAX_QUEUED: usize = 1024;
 /// Names in one PTR answer.

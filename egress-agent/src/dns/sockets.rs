@@ -1,6 +1,7 @@
 //! Sockets for the questions to one upstream. Making one, and having it watched, costs more than asking, so a socket whose
 //! exchange is over serves the next one: connected anew, and so on another port.
 
+use super::responder::MAX_IN_FLIGHT;
 use crate::datapath::sockopt::disconnect;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::{
@@ -10,8 +11,8 @@ use std::{
 };
 use tokio::net::UdpSocket;
 
-/// Sockets that wait for a question. As many answers seldom come between two questions.
-const IDLE: usize = 64;
+/// Sockets that wait for a question: none is closed while questions come, however many are with upstreams.
+const IDLE: usize = MAX_IN_FLIGHT;
 
 /// Sockets whose exchange is over.
 #[derive(Debug, Default)]
