@@ -56,6 +56,13 @@ enum Chore {
     /// The filter bench's look-ups, inside a sandbox: prints the median in microseconds
     #[command(hide = true)]
     LookUp { server: std::net::SocketAddr, names: usize },
+    /// The filter bench's starts, in a cgroup already: prints how much longer COMMAND takes than `true`, in milliseconds
+    #[command(hide = true)]
+    Starts {
+        rounds: usize,
+        #[arg(last = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// The rate bench over long ways, inside a guest: prints what it measures, a line each
     #[command(hide = true)]
     Far {
@@ -91,6 +98,7 @@ fn run(chore: Chore) -> Result<bool> {
         Chore::Ask { server } => bench::dns::serve(server).map(|()| true),
         Chore::Forward { listen, upstream } => bench::dns::forward(listen, upstream).map(|()| true),
         Chore::LookUp { server, names } => bench::filter::look_up_and_print(server, names).map(|()| true),
+        Chore::Starts { rounds, command } => bench::filter::starts_and_print(rounds, &command).map(|()| true),
         Chore::Far { rounds, quick } => bench::rate::far::measure(rounds, quick).map(|()| true),
         Chore::Mutants(options) => mutants::run(&options),
     }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use egress_agent::sandbox::{self, Directories};
 
-/// Load programs ahead, and keep them loaded between sandboxes, which start in half the time then
+/// Load programs ahead, and keep them loaded between sandboxes, which start sooner then
 ///
 /// As many sandboxes that live at a time find theirs loaded; others load their own, as ever. Until the next boot, or --sets 0.
 #[derive(Args, Debug)]

@@ -12,7 +12,7 @@ use super::{Options, median, page};
 use anyhow::{Result, ensure};
 use generator::{Ask, Destinations, Measured};
 use side::{Filter, Side};
-pub(crate) use startup::look_up_and_print;
+pub(crate) use startup::{look_up_and_print, starts_and_print};
 use table::Results;
 
 /// Rounds below which a median says nothing.

@@ -2,14 +2,15 @@
 
 use super::{median, table::Results};
 use crate::bench::costs::{self, Costs};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Entry, Lab, Running};
 use serde::Deserialize;
 use std::{
     collections::BTreeSet,
+    ffi::{OsStr, OsString},
     fs,
     net::{SocketAddr, UdpSocket},
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -23,7 +24,6 @@ pub(super) const PERMIT_US: &str = "permit_us";
 
 /// Names that are asked for once each, so that no cache answers.
 const NAMES: usize = 500;
-const SOON: Duration = Duration::from_secs(10);
 
 /// What `tests/examples/names.rs` prints.
 #[derive(Deserialize)]
@@ -80,8 +80,7 @@ fn attach(lab: &Lab, rounds: usize) -> Result<f64> {
     Ok(median(&mut attach_ms))
 }
 
-/// `egressd run -- true` less `true`, in milliseconds: both started in the same namespace, and moved to the same cgroup, which
-/// alone takes a grace period of RCU.
+/// `egressd run -- true` less `true`, both from the same namespace and cgroup, in milliseconds.
 struct Runs {
     /// Loading the programs.
     loading: f64,
@@ -95,27 +94,47 @@ fn run_more_than_true(lab: &Lab, rounds: usize) -> Result<Runs> {
         ensure!(done.code == Some(0), "egressd preload {sets}: {done}");
         Ok(())
     };
-    // One after the other, as on a runner: what a run ends with, the kernel takes down beside the next one. The first is not counted.
+    let program = std::env::current_exe()?;
     let more_ms = || -> Result<f64> {
-        let mut more_ms = Vec::new();
-        for round in 0..=rounds {
-            let with = lab.egressd("run").flags("--allow 198.51.100.10").program(&["true"]).output();
-            ensure!(with.code == Some(0), "egressd run -- true: {with}");
-            let mut without = lab.box_ns().command("true");
-            lab.caller().place(&mut without);
-            let without = Running::spawn(without).finish(SOON);
-            ensure!(without.code == Some(0), "true: {without}");
-            if round > 0 {
-                more_ms.push((with.took.as_secs_f64() - without.took.as_secs_f64()) * 1000.0);
-            }
-        }
-        Ok(median(&mut more_ms))
+        let run = lab.egressd("run").flags("--allow 198.51.100.10").program(&["true"]).command();
+        let mut starts = lab.box_ns().command(&program);
+        starts.args(["starts", &rounds.to_string(), "--"]).arg(run.get_program()).args(run.get_args());
+        // Once: moving a process takes a grace period of RCU, which is not egressd's.
+        lab.caller().place(&mut starts);
+        let starts = Running::spawn(starts).finish(Duration::from_mins(1));
+        ensure!(starts.code == Some(0), "starts: {starts}");
+        starts.stdout.trim().parse().context("starts told no time")
     };
     let loading = more_ms()?;
     preload("--sets 1")?;
     let preloaded = more_ms()?;
     preload("--sets 0")?;
     Ok(Runs { loading, preloaded })
+}
+
+/// The part of [`run_more_than_true`] that runs in the cgroup: one after the other, as on a runner, so what one ends with the kernel takes
+/// down beside the next.
+pub(crate) fn starts_and_print(rounds: usize, command: &[OsString]) -> Result<()> {
+    let [program, arguments @ ..] = command else { bail!("starts: no command") };
+    let took_ms = |program: &OsStr, arguments: &[OsString]| -> Result<f64> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let started = Instant::now();
+        let status = command.status()?;
+        let took = started.elapsed();
+        ensure!(status.success(), "{}: {status}", program.display());
+        Ok(took.as_secs_f64() * 1000.0)
+    };
+    let mut more_ms = Vec::new();
+    for round in 0..=rounds {
+        let more = took_ms(program, arguments)? - took_ms("true".as_ref(), &[])?;
+        // The first warms what the machine keeps.
+        if round > 0 {
+            more_ms.push(more);
+        }
+    }
+    println!("{}", median(&mut more_ms));
+    Ok(())
 }
 
 /// Median of a look-up of a new name from inside, less the same from outside: gate, upstream, permit, answer.
