@@ -23,7 +23,10 @@ fn verbs_are_those_of_this_build() {
     let verbs: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
     assert_eq!(
         verbs,
-        ["run", "attach", "detach", "reload", "status", "events", "explain", "check", "verify", "doctor", "version"]
+        [
+            "run", "attach", "detach", "reload", "status", "events", "explain", "check", "verify", "preload", "doctor",
+            "version"
+        ]
     );
     for later in LATER {
         assert!(!verbs.contains(&later));
