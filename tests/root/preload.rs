@@ -139,15 +139,17 @@ fn as_many_wait_as_were_asked_for() {
         assert_eq!(slots(&lab).len(), sets as usize);
     }
     // A policy that is too large for it has maps of its own.
-    let addresses: Vec<_> = (0..300).map(|host| format!("\"198.18.{}.{}\"", host / 250, 1 + host % 250)).collect();
-    let text = format!("version = 1\n[allow]\naddresses = [\"{ok}:80\", {}]\n", addresses.join(", "));
-    let large = lab.file("large.toml", &text);
-    let before = waiting(&lab);
-    let token = lab.token("large");
-    let run = lab.egressd("run").arg("--policy").arg(large);
-    run.sh(&format!("curl -fsS -m5 http://{ok}/{token}")).output().exits(0);
-    lab.expect_hits(&token, 1);
-    assert_eq!(waiting(&lab), before);
+    for (number, fits) in [(128, true), (129, false)] {
+        let others: Vec<_> = (1..number).map(|host| format!("\"198.18.0.{host}\"")).collect();
+        let text = format!("version = 1\n[allow]\naddresses = [\"{ok}:80\", {}]\n", others.join(", "));
+        let policy = lab.file(&format!("{number}.toml"), &text);
+        let before = waiting(&lab);
+        let token = lab.token(&format!("of-{number}"));
+        let run = lab.egressd("run").arg("--policy").arg(policy);
+        run.sh(&format!("curl -fsS -m5 http://{ok}/{token}")).output().exits(0);
+        lab.expect_hits(&token, 1);
+        assert_eq!(waiting(&lab) != before, fits, "{number}");
+    }
     preload(&lab, 0);
 }
 
@@ -204,6 +206,53 @@ fn a_set_of_another_build_or_with_a_program_missing_is_not_taken() {
     spoilt(&|set| fs::remove_file(set.join("PERMITS")).unwrap(), true);
     // One that nobody finished.
     spoilt(&|set| fs::rename(&set, set.with_file_name("unfinished")).unwrap(), false);
+}
+
+/// Whoever takes a sandbox down may be killed on the way: the next one goes on where that one was.
+#[test]
+fn a_take_down_that_was_interrupted_goes_on() {
+    let lab = Lab::new();
+    let job = Job::new(&lab, "job");
+    let nothing = lab.snapshot();
+    let maps = || lab.pin_dir().join(job.status().1["sandbox"].as_str().unwrap()).join("maps");
+    // Behind clearing its slot, and behind giving its maps away.
+    let cleared = |maps: PathBuf| {
+        let sandboxes = maps.join("SANDBOXES");
+        let sandboxes = sandboxes.to_str().unwrap();
+        let shown = lab.box_ns().sh(&format!("bpftool -j map show pinned {sandboxes}"));
+        let shown: serde_json::Value = serde_json::from_str(&shown.exits(0).stdout).unwrap();
+        let zeros = "0 ".repeat(shown["bytes_value"].as_u64().unwrap() as usize);
+        lab.box_ns().sh(&format!("bpftool map update pinned {sandboxes} key 1 0 0 0 value {zeros}")).exits(0);
+    };
+    let given = |maps: PathBuf| fs::rename(maps, lab.pin_dir().join("kept:1/0_0-1-2")).unwrap();
+    for interrupt in [&cleared as &dyn Fn(PathBuf), &given] {
+        preload(&lab, 1);
+        let mut owner = job.attached("--allow ok.test");
+        assert_eq!(job.curl(&EVIL.to_string(), "closed"), Some(7));
+        owner.signal(Signal::SIGKILL);
+        owner.wait(SOON);
+        interrupt(maps());
+        assert_ne!(job.status().0, Some(0), "it is not enforced");
+        job.detach().exits(0);
+        let token = lab.token("open");
+        assert_eq!(job.curl(&EVIL.to_string(), &token), Some(0));
+        preload(&lab, 0);
+        assert_eq!(nothing.diff(&lab.snapshot()), Vec::<String>::new());
+    }
+}
+
+/// What is wrong with the sets that wait keeps no sandbox from loading its own.
+#[test]
+fn what_is_in_the_way_of_taking_a_set_costs_time_alone() {
+    let lab = Lab::new();
+    preload(&lab, 1);
+    let set = waiting(&lab).remove(0);
+    // A pin where a directory should be, which no build removes.
+    fs::rename(set.join("PERMITS"), set.with_file_name("0_0-1-1")).unwrap();
+    let [ok, evil] = [OK.to_string(), EVIL.to_string()];
+    let output = enforced(&lab, lab.egressd("run"), ("ok.test", &ok), &evil).end();
+    output.exits(0).says("that was kept cannot be used");
+    preload(&lab, 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Program sets that stay loaded between sandboxes, so that the next one has nothing to load.
 //!
-//! Each waits in a directory below one whose name says how many may: `kept:2/OBJECT-RING-SLOT`, with the pins of its maps, and
+//! Each waits in a directory below one whose name says how many may: `kept:2/BUILD-RING-SLOT`, with the pins of its maps, and
 //! those of its programs in [`PROGRAMS`]. No owner of pins has a colon in its name. A set goes to a sandbox, and back, by one
 //! rename(2), so whoever has it has it alone. No slot of it is given twice: its number is the next one's.
 
@@ -40,8 +40,8 @@ pub(crate) struct Kept {
 /// A set that waits, as its directory's name has it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Waiting {
-    /// Hash of the BPF object that it was loaded from.
-    pub(crate) object: String,
+    /// The build that loaded it.
+    pub(crate) build: String,
     /// The kernel's number of its event ring.
     pub(crate) ring: u32,
     /// The slot that its next sandbox gets.
@@ -50,14 +50,14 @@ pub(crate) struct Waiting {
 
 impl Waiting {
     fn name(&self) -> String {
-        let Self { object, ring, slot } = self;
-        format!("{object}-{ring}-{slot}")
+        let Self { build, ring, slot } = self;
+        format!("{build}-{ring}-{slot}")
     }
 
     fn of(name: &str) -> Option<Self> {
         let mut parts = name.split('-');
-        let (object, ring, slot) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        parts.next().is_none().then_some(Self { object, ring, slot })
+        let (build, ring, slot) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        parts.next().is_none().then_some(Self { build, ring, slot })
     }
 }
 
@@ -86,13 +86,13 @@ impl Kept {
     }
 
     /// Those of this build, sorted. Those of others, which nobody would take, and what was not finished, are removed.
-    pub(crate) fn waiting(&self, object: &str) -> Result<Vec<Waiting>, PinError> {
+    pub(crate) fn waiting(&self, build: &str) -> Result<Vec<Waiting>, PinError> {
         let mut ours = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed("read", &self.directory))? {
             let path = entry.map_err(failed("read", &self.directory))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             match Waiting::of(&name) {
-                Some(waiting) if waiting.object == object => ours.push(waiting),
+                Some(waiting) if waiting.build == build => ours.push(waiting),
                 _ => fs::remove_dir_all(&path).map_err(failed("remove", &path))?,
             }
         }
@@ -185,10 +185,10 @@ mod tests {
 
     #[test]
     fn a_set_is_known_by_the_name_of_its_directory() {
-        let waiting = Waiting { object: "00ff".into(), ring: 17, slot: 3 };
-        assert_eq!(waiting.name(), "00ff-17-3");
-        assert_eq!(Waiting::of("00ff-17-3"), Some(waiting));
-        for other in ["", UNFINISHED, "00ff-17", "00ff-17-3-1", "00ff-17-x", "00ff--1-3"] {
+        let waiting = Waiting { build: "00ff_1a".into(), ring: 17, slot: 3 };
+        assert_eq!(waiting.name(), "00ff_1a-17-3");
+        assert_eq!(Waiting::of("00ff_1a-17-3"), Some(waiting));
+        for other in ["", UNFINISHED, "00ff_1a-17", "00ff_1a-17-3-1", "00ff_1a-17-x", "00ff_1a--1-3"] {
             assert_eq!(Waiting::of(other), None, "{other}");
         }
     }

@@ -15,7 +15,7 @@ use egress_common::{event::RULES_AT_ONCE, names, sandbox::Identity};
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// The object that `build.rs` made.
@@ -105,6 +105,14 @@ impl Programs {
     pub(crate) fn open(pins: &Path) -> Result<Self, LoadError> {
         let (programs, foreign) = kept::programs(pins)?;
         Ok(Self { source: Source::Pins(programs), foreign })
+    }
+
+    /// Why those that judge foreign sockets are not among them, where the kernel seemed fit for them.
+    pub(crate) fn refused_foreign(&self) -> Option<Arc<LoadError>> {
+        match &self.foreign {
+            Err(Unavailable::Load(error)) => Some(Arc::clone(error)),
+            _ => None,
+        }
     }
 
     /// Pins every program that is loaded, where it is not pinned yet.

@@ -321,6 +321,20 @@ impl Tables {
         gone(self.maps().devices.remove(&ifindex)).map_err(failed(map::DEVICES, "remove"))
     }
 
+    /// Removes every entry of the sandbox with this nonce, also of devices that it did not come to enforce.
+    pub(crate) fn remove_devices_of(&self, nonce: u64) -> Result<(), TableError> {
+        let mut maps = self.maps();
+        let of_it = |entry: &Result<(u32, OnDevice), MapError>| {
+            entry.as_ref().map_or(true, |(_, on)| on.identity.nonce == nonce)
+        };
+        let found: Vec<_> =
+            maps.devices.iter().filter(of_it).collect::<Result<_, _>>().map_err(failed(map::DEVICES, "read"))?;
+        found
+            .iter()
+            .try_for_each(|(ifindex, _)| gone(maps.devices.remove(ifindex)))
+            .map_err(failed(map::DEVICES, "remove"))
+    }
+
     pub(crate) fn set_source(&self, slot: u32, addr: Addr) -> Result<(), TableError> {
         self.maps().sources.insert(&PermitKey { slot, addr }, &0, 0).map_err(failed(map::SOURCES, "write"))
     }

@@ -20,6 +20,13 @@ pub struct Build {
     pub abi: u32,
 }
 
+/// By whom a program set is kept: no other build takes it, for what it puts into programs and maps is its own too. A name for a
+/// bpffs: letters, digits and `_`.
+pub(super) fn kept_by() -> String {
+    let Build { revision, object, .. } = build();
+    format!("{object}_{revision}")
+}
+
 /// What this binary is made of.
 pub fn build() -> Build {
     Build {

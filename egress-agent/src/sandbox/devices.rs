@@ -161,7 +161,10 @@ impl Devices {
         {
             self.tables.set_device(guest, OnDevice { resolver: 0, ..on })?;
         }
-        Ok(self.tables.remove_device(resolver.ifindex)?)
+        if self.tables.device(resolver.ifindex)?.is_some_and(|on| on.identity == self.identity) {
+            self.tables.remove_device(resolver.ifindex)?;
+        }
+        Ok(())
     }
 
     /// The first hook that is not where it was put, if any.

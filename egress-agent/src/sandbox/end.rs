@@ -47,9 +47,11 @@ pub(super) fn take_down(
         return Ok(());
     };
     let maps = pins.join("maps");
-    let tables = Tables::open(&maps, &directories.listeners())?;
-    let sandbox = tables.sandbox(record.slot)?;
-    if sandbox.nonce != record.nonce {
+    // Without maps, whoever took it down died behind giving them to the next sandbox: they had been cleared.
+    let tables = maps.exists().then(|| Tables::open(&maps, &directories.listeners())).transpose()?;
+    let sandbox = tables.as_ref().map(|tables| tables.sandbox(record.slot)).transpose()?.unwrap_or_default();
+    // 0: cleared, and left there.
+    if ![0, record.nonce].contains(&sandbox.nonce) {
         return Ok(());
     }
     let on_device = |device: &&DeviceLine| device.held == Held::Clsact || device.shaped;
@@ -58,10 +60,12 @@ pub(super) fn take_down(
     let host = if marked.is_empty() { None } else { Some(host.map_or_else(|| record.find_host_netns(), Ok)?) };
     // The storage would outlive the links, for whoever attaches next. It went with a cgroup that was removed, even where
     // another one has its path.
-    if let Some(cgroup_id) = record.target.living_cgroup() {
-        disown(&tables, cgroup_id)?;
+    if let (Some(tables), Some(cgroup_id)) = (&tables, record.target.living_cgroup()) {
+        disown(tables, cgroup_id)?;
     }
-    give_back_listener(&tables, &sandbox)?;
+    if let Some(tables) = &tables {
+        give_back_listener(tables, &sandbox)?;
+    }
     for device in &record.devices {
         let (host_netns, name) = (record.host_netns, record.name.as_str());
         Place { directories, host_netns, ifindex: device.ifindex, name }.leave()?;
@@ -70,8 +74,10 @@ pub(super) fn take_down(
     for link in pinned_links(&links)? {
         detach_link(&links.join(link.name))?;
     }
-    if Tables::room(&maps)?.slots > 1 {
-        record.devices.iter().try_for_each(|device| tables.remove_device(device.ifindex))?;
+    if let Some(tables) = &tables
+        && Tables::room(&maps)?.slots > 1
+    {
+        tables.remove_devices_of(record.nonce)?;
         tables.clear(record.slot)?;
     }
     if let Some(host) = host {
@@ -84,7 +90,7 @@ pub(super) fn take_down(
             }
         }
     }
-    if let Some(Err(error)) = seat.map(|seat| seat.give_back(&root, &maps)) {
+    if let Some(Err(error)) = seat.filter(|_| tables.is_some()).map(|seat| seat.give_back(&root, &maps)) {
         // What is left of it goes with its owner's directory.
         tracing::warn!(error = &error as &dyn std::error::Error, "the program set is not kept for the next sandbox");
     }

@@ -17,6 +17,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -89,6 +90,11 @@ pub enum Error {
     /// The kernel half.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A set that every sandbox would have to load anew.
+    #[error(
+        "no program set is kept: the kernel refuses one of those that judge sockets from outside; egressd doctor shows which"
+    )]
+    NotKept(#[source] Arc<LoadError>),
     /// A hook.
     #[error(transparent)]
     Attach(#[from] AttachError),

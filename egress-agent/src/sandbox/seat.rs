@@ -4,9 +4,9 @@
 //! The first set has room for one sandbox, each later one for four times as many as the one before: a process that makes one
 //! sandbox pays for one, and loading gets rarer the more there are. A set stays loaded while any sandbox of these directories lives.
 //!
-//! Where sets are kept loaded (`datapath::kept`), a sandbox takes one of those first, alone, and gives it back.
+//! Where sets are kept loaded (`datapath::kept`), a sandbox that would have one loaded takes one of those, alone, and gives it back.
 
-use super::{Directories, build::build, error::Error, ring::Ring, room::LEAST};
+use super::{Directories, build::kept_by, error::Error, ring::Ring, room::LEAST};
 use crate::datapath::{
     bpffs::PinRoot,
     kept::{Kept, PROGRAMS, Waiting},
@@ -109,8 +109,8 @@ impl Seat {
             }
         }
         let small = wanted.capacity.fits(LEAST);
-        let kept = if small { Kept::find(root)? } else { None };
-        let taken = kept.as_ref().map(|kept| Set::take(kept, directories, wanted, maps)).transpose()?.flatten();
+        let kept = if small { Kept::find(root).unwrap_or_else(none_kept) } else { None };
+        let taken = kept.as_ref().and_then(|kept| Set::take(kept, directories, wanted, maps).unwrap_or_else(none_kept));
         let (set, slot) = if let Some(taken) = taken {
             taken
         } else {
@@ -164,12 +164,12 @@ impl Seat {
             return Ok(());
         }
         let Some(kept) = Kept::find(root)? else { return Ok(()) };
-        let object = build().object;
-        if kept.waiting(object)?.len() >= kept.most as usize {
+        let build = kept_by();
+        if kept.waiting(&build)?.len() >= kept.most as usize {
             return Ok(());
         }
         if self.set.pin_programs(maps)? {
-            kept.give(maps, &Waiting { object: object.to_owned(), ring: id, slot })?;
+            kept.give(maps, &Waiting { build, ring: id, slot })?;
         }
         Ok(())
     }
@@ -220,15 +220,12 @@ impl Set {
         wanted: &Wanted<'_>,
         maps: &Path,
     ) -> Result<Option<(Self, u32)>, Error> {
-        for waiting in kept.waiting(build().object)? {
+        for waiting in kept.waiting(&kept_by())? {
             kept.take(&waiting, maps)?;
             match Self::again(&waiting, directories, wanted, maps) {
                 Ok(Some(taken)) => return Ok(Some(taken)),
                 Ok(None) => {}
-                Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "a program set that was kept cannot be used; it is unloaded");
-                }
+                Err(error) => drop(none_kept::<Self>(error)),
             }
             let again = fs::remove_dir_all(maps).and_then(|()| fs::create_dir(maps));
             again.map_err(Error::file(maps, "empty"))?;
@@ -244,9 +241,6 @@ impl Set {
     ) -> Result<Option<(Self, u32)>, Error> {
         let set = Self::open(directories, maps, waiting.ring)?;
         lock(&set.programs).whole = Some(Programs::open(&maps.join(PROGRAMS))?);
-        if !set.tables.lists_listeners_at(&directories.listeners())? {
-            return Ok(None);
-        }
         lock(&set.seats).taken = waiting.slot.saturating_sub(1);
         let slot = set.sit(wanted)?;
         Ok(slot.map(|slot| (set, slot)))
@@ -257,15 +251,18 @@ impl Set {
         let maps = kept.unfinished()?;
         let set = Self::load(KEPT, directories, &maps)?;
         set.on_device(&maps, directories, Behind::Sandbox, |_| Ok(()))?;
+        set.on_cgroup(|programs| programs.refused_foreign().map_or(Ok(()), |error| Err(Error::NotKept(error))))?;
         set.pin_programs(&maps)?;
-        let waiting = Waiting { object: build().object.to_owned(), ring: set.id, slot: 1 };
-        Ok(kept.give(&maps, &waiting)?)
+        Ok(kept.give(&maps, &Waiting { build: kept_by(), ring: set.id, slot: 1 })?)
     }
 
-    /// Pins what is not pinned yet beside the maps. False where another process has the programs.
+    /// Pins what is not pinned yet beside the maps. False where another process has the programs, or the kernel refused some.
     fn pin_programs(&self, maps: &Path) -> Result<bool, Error> {
         let mut held = lock(&self.programs);
         let Held { whole: Some(whole), of_devices } = &mut *held else { return Ok(false) };
+        if whole.refused_foreign().is_some() {
+            return Ok(false);
+        }
         let pins = maps.join(PROGRAMS);
         if !pins.exists() {
             fs::create_dir(&pins).map_err(Error::file(&pins, "make"))?;
@@ -342,6 +339,15 @@ impl Family {
             family
         })
     }
+}
+
+/// What goes wrong with sets that are kept costs the time that loading takes, and nothing else.
+fn none_kept<T>(error: impl std::error::Error + 'static) -> Option<T> {
+    tracing::warn!(
+        error = &error as &dyn std::error::Error,
+        "a program set that was kept cannot be used; another is loaded"
+    );
+    None
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

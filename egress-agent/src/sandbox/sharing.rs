@@ -45,7 +45,11 @@ impl Place<'_> {
         let mut entries = Vec::new();
         for record in self.others()? {
             let pins = self.directories.pin.join(&record.name);
-            let tables = Tables::open(&pins.join("maps"), &self.directories.listeners())?;
+            let maps = pins.join("maps");
+            if !maps.exists() {
+                continue;
+            }
+            let tables = Tables::open(&maps, &self.directories.listeners())?;
             if let Some(on) = tables.device(self.ifindex)?
                 && tc::links_are_attached(self.ifindex, &pins.join("links"))?
             {

@@ -112,7 +112,8 @@ pub fn list(directories: &Directories) -> Result<Vec<Status>, Error> {
 
 fn status(directories: &Directories, root: &PinRoot, record: Record, ours: &BTreeSet<u32>) -> Result<Status, Error> {
     let policy = Policy::from_toml(&record.policy)?;
-    let pins = root.owner_dir(&record.name)?;
+    // Whoever took it down may have died behind giving its maps away.
+    let pins = root.owner_dir(&record.name)?.filter(|pins| pins.join("maps").exists());
     let mut hooks = Vec::new();
     let mut maps = Vec::new();
     let mut counters = Totals::default();
