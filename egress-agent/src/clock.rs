@@ -3,11 +3,19 @@
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-/// How long the machine has slept since its boot: what CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not (clock_gettime(2)).
+/// Both clocks always exist on Linux; without them no time seems to pass.
+fn read(clock: ClockId) -> Duration {
+    clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Time since the boot, with what the machine slept (CLOCK_BOOTTIME, clock_gettime(2)).
+pub(crate) fn since_boot() -> Duration {
+    read(ClockId::CLOCK_BOOTTIME)
+}
+
+/// How long the machine has slept since its boot: what CLOCK_BOOTTIME counts and CLOCK_MONOTONIC does not.
 /// It never shrinks by more than the time between two readings.
 pub(crate) fn slept() -> Duration {
-    // Both always exist on Linux; without them nothing ever seems to be slept.
-    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
     let monotonic = read(ClockId::CLOCK_MONOTONIC);
-    read(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic)
+    since_boot().saturating_sub(monotonic)
 }

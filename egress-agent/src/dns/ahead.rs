@@ -29,7 +29,7 @@ impl Responder {
     /// Asks upstream in a task of its own.
     pub(super) fn renew(self: &Arc<Self>, state: &Arc<State>, key: &Key) -> JoinHandle<Result<Arc<Known>, Unknown>> {
         let (alarm, state, key) = (Alarm(Arc::clone(self)), Arc::clone(state), key.clone());
-        tokio::spawn(async move { alarm.0.fly(&state, &key, Asker::Sandbox).await })
+        tokio::spawn(async move { alarm.0.fly(&state, &key, Asker::Sandbox).await.asked() })
     }
 
     /// Has an answer that was used renewed before it grows old.
@@ -87,7 +87,7 @@ impl Responder {
             let (alarm, state) = (Alarm(Arc::clone(self)), Arc::clone(&state));
             let key = Key { name: name.clone(), qtype };
             async move {
-                match timeout(ATTEMPT, alarm.0.fly(&state, &key, Asker::Policy)).await {
+                match timeout(ATTEMPT, alarm.0.fly(&state, &key, Asker::Policy)).await.map(|flight| flight.asked()) {
                     Ok(Ok(known)) if state.opens(&known) => Ok(()),
                     Ok(Ok(known)) => Err(NotResolved::no_address(&known)),
                     Ok(Err(Unknown::Upstream(error))) => Err(NotResolved::Failed(error)),

@@ -1,14 +1,15 @@
 //! The time by which answers grow old. Permits are on another clock, the kernel's, which stands still while the machine
 //! sleeps; an answer from before must not come back as a fresh one.
 
-use crate::clock::slept;
+use crate::clock::since_boot;
 use std::time::{Duration, Instant};
 
 /// [`Instant`]s that went on while the machine slept.
 #[derive(Debug)]
 pub(super) struct Clock {
-    /// How long the machine had slept since its boot when this clock was made.
-    slept: Duration,
+    made: Instant,
+    /// Time since the boot when this clock was made.
+    booted: Duration,
     /// A test's time machine.
     #[cfg(test)]
     ahead_ms: std::sync::atomic::AtomicU64,
@@ -17,14 +18,15 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new() -> Self {
         Self {
-            slept: slept(),
+            made: Instant::now(),
+            booted: since_boot(),
             #[cfg(test)]
             ahead_ms: std::sync::atomic::AtomicU64::default(),
         }
     }
 
     pub(super) fn now(&self) -> Instant {
-        let now = Instant::now() + slept().saturating_sub(self.slept);
+        let now = self.made + since_boot().saturating_sub(self.booted);
         #[cfg(test)]
         let now = now + Duration::from_millis(self.ahead_ms.load(std::sync::atomic::Ordering::SeqCst));
         now

@@ -17,6 +17,8 @@ use std::{
     ops::Range,
     os::fd::AsRawFd as _,
     pin::pin,
+    sync::{Mutex, PoisonError},
+    task::Poll,
 };
 use tokio::{io::Interest, net::UdpSocket};
 
@@ -31,6 +33,8 @@ const BUFFER: usize = 4096;
 pub(super) struct Datagrams {
     socket: UdpSocket,
     every_address: bool,
+    /// Answers that leave together.
+    together: Mutex<Outbox>,
 }
 
 /// Who asked, and whom.
@@ -103,7 +107,7 @@ impl Outbox {
 impl Datagrams {
     /// The socket is non-blocking. The calling thread is in a runtime.
     pub(super) fn new(socket: std::net::UdpSocket, every_address: bool) -> io::Result<Self> {
-        Ok(Self { socket: UdpSocket::from_std(socket)?, every_address })
+        Ok(Self { socket: UdpSocket::from_std(socket)?, every_address, together: Mutex::default() })
     }
 
     /// Waits for a question. Where it was there already there may be others, and those are taken with it; returns how many
@@ -180,6 +184,26 @@ impl Datagrams {
         unsent
     }
 
+    /// Sends an answer. Where others are expected, it leaves with those that are there once every task that is ready had its turn:
+    /// what many upstreams' answers led to wakes the sandbox once. Returns how many could not be sent.
+    pub(super) async fn answer_together(&self, answer: &[u8], to: Asker, others: bool) -> u64 {
+        let together = || self.together.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = {
+            let mut outbox = together();
+            outbox.push(answer, to);
+            outbox.answers.len() == 1
+        };
+        if !first {
+            // Who was first sends it.
+            return 0;
+        }
+        if others {
+            in_turn().await;
+        }
+        let mut outbox = std::mem::take(&mut *together());
+        self.answer(&mut outbox).await
+    }
+
     /// How many were sent: at least one, or it is an error of the first.
     fn send_now(&self, octets: &[u8], answers: &[(Range<usize>, Asker)], asked: &Asked) -> io::Result<usize> {
         let fd = self.socket.as_raw_fd();
@@ -201,6 +225,19 @@ impl Datagrams {
         let sent = sendmmsg(fd, &mut headers, &slices, &addresses, message.as_slice(), MsgFlags::empty())?;
         Ok(sent.count())
     }
+}
+
+/// Lets those have their turn that wait for it now.
+async fn in_turn() {
+    let mut waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What a future comes to, and whether it was so at once.
@@ -234,134 +271,5 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::{
-        poll::{PollFd, PollFlags, poll},
-        sys::socket::{
-            setsockopt,
-            sockopt::{Ipv4PacketInfo, Ipv4RecvErr},
-        },
-    };
-    use std::{net, os::fd::AsFd as _, time::Duration};
-
-    fn served(address: &str, every_address: bool) -> (Datagrams, u16) {
-        let socket = net::UdpSocket::bind(address).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        if every_address {
-            setsockopt(&socket, Ipv4PacketInfo, &true).unwrap();
-        }
-        let port = socket.local_addr().unwrap().port();
-        (Datagrams::new(socket, every_address).unwrap(), port)
-    }
-
-    fn client(address: &str) -> net::UdpSocket {
-        let client = net::UdpSocket::bind(address).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        client
-    }
-
-    /// Takes so many questions, which are there already, and has an answer for each that repeats it.
-    async fn take(served: &Datagrams, questions: usize) -> Outbox {
-        let (mut inbox, mut outbox) = (Inbox::default(), Outbox::default());
-        // Tokio does not know yet that the socket can be read, so the first one is waited for.
-        assert_eq!(served.receive(&mut inbox, |question, asker| outbox.push(question, asker)).await.unwrap(), 1);
-        assert_eq!(inbox.0.len(), BUFFER, "nobody has seen that they come together");
-        let (mut count, mut room) = (1, PAIR);
-        while count < questions {
-            let taken = served.receive(&mut inbox, |question, asker| outbox.push(question, asker)).await.unwrap();
-            assert_eq!(taken, (1 + room).min(questions - count), "a batch is full while there are questions");
-            if taken == 1 + room {
-                room = BATCH;
-            }
-            assert_eq!(inbox.0.len(), room * BUFFER, "there is room for more once it was full");
-            count += taken;
-        }
-        outbox
-    }
-
-    /// Every address of 127.0.0.0/8 is one's own, as every address is in a resolver's namespace.
-    #[tokio::test]
-    async fn an_answer_bears_the_address_that_was_asked() {
-        let (served, port) = served("0.0.0.0:0", true);
-        let client = client("127.0.0.1:0");
-        let servers = ["127.0.0.53", "127.9.8.7", "127.9.8.7", "127.0.0.53"];
-        for (number, server) in (0_u8..).zip(servers) {
-            client.send_to(&[number], (server, port)).unwrap();
-        }
-        let mut outbox = take(&served, servers.len()).await;
-        assert_eq!(served.answer(&mut outbox).await, 0);
-        for (number, server) in (0_u8..).zip(servers) {
-            let mut buffer = [0; 64];
-            let (length, from) = client.recv_from(&mut buffer).unwrap();
-            assert_eq!((&buffer[..length], from), (&[number][..], format!("{server}:{port}").parse().unwrap()));
-        }
-    }
-
-    #[tokio::test]
-    async fn answers_go_to_who_asked_in_their_order() {
-        const QUESTIONS: u8 = 40;
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let (served, port) = served(address, false);
-            let to = net::SocketAddr::new(address.parse::<net::SocketAddr>().unwrap().ip(), port);
-            let clients = [(); 2].map(|()| client(address));
-            for number in 0..QUESTIONS {
-                clients[usize::from(number % 2)].send_to(&[7; 90][..usize::from(number)], to).unwrap();
-            }
-            let mut outbox = take(&served, QUESTIONS.into()).await;
-            assert_eq!(served.answer(&mut outbox).await, 0);
-            assert_eq!(served.answer(&mut outbox).await, 0, "it is empty");
-            for number in 0..QUESTIONS {
-                let mut buffer = [0; 64];
-                let (length, from) = clients[usize::from(number % 2)].recv_from(&mut buffer).unwrap();
-                assert_eq!((&buffer[..length], from), (&[7; 90][..usize::from(number)], to), "{address}");
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_that_cannot_be_sent_takes_no_other_with_it() {
-        for every_address in [false, true] {
-            let (served, port) = served("127.0.0.1:0", every_address);
-            let client = client("127.0.0.1:0");
-            for number in 0..4 {
-                client.send_to(&[number], ("127.0.0.1", port)).unwrap();
-            }
-            let mut outbox = take(&served, 4).await;
-            for place in [0, 2] {
-                // No datagram goes to port 0.
-                outbox.answers[place].1.from.set_port(0);
-            }
-            assert_eq!(served.answer(&mut outbox).await, 2);
-            for number in [1, 3] {
-                let mut buffer = [0; 64];
-                let length = client.recv(&mut buffer).unwrap();
-                assert_eq!(buffer[..length], [number]);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn an_error_behind_questions_is_told() {
-        let (served, port) = served("127.0.0.1:0", false);
-        setsockopt(&served.socket, Ipv4RecvErr, &true).unwrap();
-        let gone = client("127.0.0.1:0").local_addr().unwrap();
-        let client = client("127.0.0.1:0");
-        for number in 0..3 {
-            client.send_to(&[number], ("127.0.0.1", port)).unwrap();
-        }
-        let (mut inbox, mut questions) = (Inbox::default(), Vec::new());
-        served.receive(&mut inbox, |question, _| questions.push(question[0])).await.unwrap();
-        let fails = |question: &[u8], _| {
-            questions.push(question[0]);
-            // Nobody is there, and the socket hears of it.
-            sendto(served.socket.as_raw_fd(), b"answer", &SockaddrStorage::from(gone), MsgFlags::empty()).unwrap();
-            let mut error = [PollFd::new(served.socket.as_fd(), PollFlags::empty())];
-            assert_eq!(poll(&mut error, 5000_u16).unwrap(), 1);
-        };
-        let error = served.receive(&mut inbox, fails).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        served.receive(&mut inbox, |question, _| questions.push(question[0])).await.unwrap();
-        assert_eq!(questions, [0, 1, 2]);
-    }
-}
+#[path = "datagrams_tests.rs"]
+mod tests;

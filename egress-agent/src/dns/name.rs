@@ -1,18 +1,18 @@
 //! Domain names as the wire carries them: length-prefixed labels, never text that has to be read back.
 
+use smallvec::SmallVec;
 use std::{
     fmt::{self, Write},
     hash::{Hash, Hasher},
     ops::Deref,
     str::FromStr,
+    sync::Arc,
 };
 use thiserror::Error;
 
 /// Octets of the longest name, the root's zero included (RFC 1035, 2.3.4).
 pub(super) const MAX_WIRE: usize = 255;
 const MAX_LABEL: usize = 63;
-/// Labels of a name of one-octet labels: (255 - 1) / 2.
-const MAX_LABELS: usize = 127;
 /// Characters that a printed name is cut at: the longest name without escapes.
 const MAX_TEXT: usize = 253;
 
@@ -20,10 +20,11 @@ const MAX_TEXT: usize = 253;
 ///
 /// It prints as RFC 1035, 5.1 has it, without the last dot: `[a-z0-9_-]` verbatim, every other octet of a label as `\DDD`
 /// in decimal, cut at 253 characters. So it is safe in a log, and a dot inside a label does not look like a separator.
+///
+/// Cheap to clone: a question's name is wanted by the cache, the permits and the events.
 #[derive(Clone)]
 pub struct Name {
-    wire: [u8; MAX_WIRE],
-    len: u8,
+    wire: Arc<[u8]>,
 }
 
 /// Why a text is no domain name.
@@ -45,17 +46,43 @@ pub enum NameError {
 
 impl Name {
     /// The root, which prints as `.`.
-    pub const ROOT: Self = Self { wire: [0; MAX_WIRE], len: 1 };
+    pub fn root() -> Self {
+        Self { wire: Arc::new([0]) }
+    }
 
     /// From labels, leftmost first.
     pub fn from_labels<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, NameError> {
-        let mut name = Self::ROOT;
+        let mut wire = Wire::default();
         for label in labels {
-            name.push(label)?;
+            wire.push(label)?;
         }
-        Ok(name)
+        Ok(wire.closed())
     }
 
+    /// From the uncompressed name that starts at `wire` and ends with the root.
+    pub(super) fn from_wire(wire: &[u8]) -> Option<Self> {
+        let mut wire: Arc<[u8]> = Arc::from(&wire[..wire_len(wire)?]);
+        // A length octet is at most 63, below every letter.
+        Arc::make_mut(&mut wire).make_ascii_lowercase();
+        Some(Self { wire })
+    }
+
+    /// The wire form, the root's zero included.
+    pub fn as_wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// The labels, leftmost first; none for the root.
+    pub fn labels(&self) -> Labels<'_> {
+        Labels::of(self.as_wire())
+    }
+}
+
+/// A name that is being put together: its labels, without the root.
+#[derive(Default)]
+struct Wire(Vec<u8>);
+
+impl Wire {
     fn push(&mut self, label: &[u8]) -> Result<(), NameError> {
         if label.is_empty() {
             return Err(NameError::EmptyLabel);
@@ -63,35 +90,17 @@ impl Name {
         if label.len() > MAX_LABEL {
             return Err(NameError::LongLabel);
         }
-        let at = usize::from(self.len) - 1;
-        let end = at + 1 + label.len();
-        let Some(room) = self.wire.get_mut(at..=end) else { return Err(NameError::LongName) };
-        room[0] = label.len() as u8;
-        room[1..=label.len()].copy_from_slice(label);
-        room[1..].make_ascii_lowercase();
-        room[label.len() + 1] = 0;
-        self.len = (end + 1) as u8;
+        if self.0.len() + 1 + label.len() + 1 > MAX_WIRE {
+            return Err(NameError::LongName);
+        }
+        self.0.push(label.len() as u8);
+        self.0.extend(label.iter().map(u8::to_ascii_lowercase));
         Ok(())
     }
 
-    /// From the uncompressed name that starts at `wire` and ends with the root.
-    pub(super) fn from_wire(wire: &[u8]) -> Option<Self> {
-        let len = wire_len(wire)?;
-        let mut name = Self { wire: [0; MAX_WIRE], len: len as u8 };
-        name.wire[..len].copy_from_slice(&wire[..len]);
-        // A length octet is at most 63, below every letter.
-        name.wire[..len].make_ascii_lowercase();
-        Some(name)
-    }
-
-    /// The wire form, the root's zero included.
-    pub fn as_wire(&self) -> &[u8] {
-        &self.wire[..usize::from(self.len)]
-    }
-
-    /// The labels, leftmost first; none for the root.
-    pub fn labels(&self) -> Labels<'_> {
-        Labels::of(self.as_wire())
+    fn closed(mut self) -> Name {
+        self.0.push(0);
+        Name { wire: self.0.into() }
     }
 }
 
@@ -114,34 +123,29 @@ pub(super) fn wire_len(wire: &[u8]) -> Option<usize> {
     }
 }
 
-/// The labels of a name, leftmost first, borrowed. No allocation: the receive loop makes one per query.
-pub struct Labels<'a> {
-    parts: [&'a [u8]; MAX_LABELS],
-    len: usize,
-}
+/// The labels of a name, leftmost first, borrowed. Hardly any name has more than there is room for without an allocation.
+pub struct Labels<'a>(SmallVec<[&'a [u8]; 8]>);
 
 impl<'a> Labels<'a> {
     /// Of a valid uncompressed name.
     pub(super) fn of(wire: &'a [u8]) -> Self {
-        let mut labels = Self { parts: [&[]; MAX_LABELS], len: 0 };
+        let mut labels = SmallVec::new();
         let mut rest = wire;
         while let Some((&length, tail)) = rest.split_first() {
             let Some((label, after)) = tail.split_at_checked(usize::from(length)) else { break };
-            let Some(slot) = labels.parts.get_mut(labels.len) else { break };
             if label.is_empty() {
                 break;
             }
-            *slot = label;
-            labels.len += 1;
+            labels.push(label);
             rest = after;
         }
-        labels
+        Self(labels)
     }
 
     /// True where the name is `suffix` or below it, ASCII case ignored.
     pub(super) fn under(&self, suffix: &[&str]) -> bool {
-        self.len >= suffix.len()
-            && self[self.len - suffix.len()..]
+        self.len() >= suffix.len()
+            && self[self.len() - suffix.len()..]
                 .iter()
                 .zip(suffix)
                 .all(|(label, want)| label.eq_ignore_ascii_case(want.as_bytes()))
@@ -152,13 +156,13 @@ impl<'a> Deref for Labels<'a> {
     type Target = [&'a [u8]];
 
     fn deref(&self) -> &Self::Target {
-        &self.parts[..self.len]
+        &self.0
     }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.len == 1 {
+        if self.wire.len() == 1 {
             return f.write_str(".");
         }
         let mut text = String::with_capacity(MAX_TEXT);
@@ -189,24 +193,24 @@ impl FromStr for Name {
     /// Reads what [`Name`] prints; one dot at the end is allowed.
     fn from_str(text: &str) -> Result<Self, NameError> {
         let text = text.strip_suffix('.').unwrap_or(text);
-        let mut name = Self::ROOT;
         if text.is_empty() {
-            return Ok(name);
+            return Ok(Self::root());
         }
+        let mut wire = Wire::default();
         let mut label = Vec::with_capacity(MAX_LABEL);
         let mut octets = text.bytes();
         while let Some(octet) = octets.next() {
             match octet {
                 b'.' => {
-                    name.push(&label)?;
+                    wire.push(&label)?;
                     label.clear();
                 }
                 b'\\' => label.push(escaped(&mut octets).ok_or(NameError::Escape)?),
                 _ => label.push(octet),
             }
         }
-        name.push(&label)?;
-        Ok(name)
+        wire.push(&label)?;
+        Ok(wire.closed())
     }
 }
 
@@ -253,7 +257,7 @@ mod tests {
         assert_eq!(name("API.Example.TEST."), name("api.example.test"));
         assert_ne!(name("api.example.test"), name("api.example.tes"));
         assert_eq!(name(".").to_string(), ".");
-        assert_eq!(name(""), Name::ROOT);
+        assert_eq!(name(""), Name::root());
     }
 
     #[test]

@@ -7,16 +7,20 @@ use super::{
     cache::{Cached, Found, Key, Known},
     event::DnsEvent,
     exchange::UpstreamError,
-    flights::Unknown,
+    flights::{Flight, Unknown},
     gate,
     name::Name,
     publish::Outdated,
     relay,
     reply::{self, Content, Ede},
     responder::{Miss, Responder, State},
+    twins::Pending,
     wire::rtype,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{self, Duration},
+};
 use tokio::{
     sync::SemaphorePermit,
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
@@ -42,47 +46,96 @@ pub(super) enum Asker {
     Policy,
 }
 
+/// What nobody waits for, done by dropping it: best when the answer was sent.
+#[derive(Default)]
+pub(super) struct Behind<'r> {
+    pending: Option<Pending<'r>>,
+    flown: Option<Flown<'r>>,
+}
+
+/// What is known of a name, and for how many seconds.
+struct Heard<'r> {
+    known: Arc<Known>,
+    ttl: u32,
+    flown: Option<Flown<'r>>,
+}
+
+impl Heard<'_> {
+    fn before(known: Arc<Known>, ttl: u32) -> Self {
+        Self { known, ttl, flown: None }
+    }
+}
+
+/// Upstream's word. Until it is dropped, and its word is in the cache, whoever asks the same joins it.
+pub(super) struct Flown<'r> {
+    responder: &'r Responder,
+    key: Key,
+    flight: Arc<Flight>,
+    /// Under what it was asked, and when it was answered; the one who asked notes it.
+    notes: Option<(Arc<State>, time::Instant)>,
+}
+
+impl Flown<'_> {
+    pub(super) fn asked(&self) -> Result<Arc<Known>, Unknown> {
+        self.flight.get().cloned().unwrap_or(Err(Unknown::Busy))
+    }
+}
+
+impl Drop for Flown<'_> {
+    fn drop(&mut self) {
+        if let (Some((state, learned)), Some(asked)) = (&self.notes, self.flight.get()) {
+            self.responder.note(state, &self.key, asked, *learned);
+        }
+        self.responder.flights.land(&self.key, &self.flight);
+    }
+}
+
 impl Responder {
     /// Answers a miss into `out`.
-    pub(super) async fn finish(self: &Arc<Self>, mut miss: Box<Miss>, out: &mut Vec<u8>) {
+    pub(super) async fn finish(self: &Arc<Self>, mut miss: Box<Miss>, out: &mut Vec<u8>) -> Behind<'_> {
         self.beat();
         let limit = miss.peer.limit(&miss.query);
         let Ok(_queued) = self.queue.try_acquire() else {
             reply::write(&miss.query, &Content::fail(Ede::BUSY), limit, out);
-            return;
+            return Behind::default();
         };
         for _ in 0..2 {
-            let Err(Outdated) = self.resolve(&miss, out).await else { return };
+            if let Ok(behind) = self.resolve(&miss, out).await {
+                return behind;
+            }
             let state = self.current();
             match self.judge(&miss.query, miss.peer, &state, out) {
                 Some(pass) => (miss.state, miss.rules) = (state, pass.rules),
-                None => return,
+                None => return Behind::default(),
             }
         }
         reply::write(&miss.query, &Content::fail(Ede::PERMIT), limit, out);
+        Behind::default()
     }
 
-    async fn resolve(self: &Arc<Self>, miss: &Miss, out: &mut Vec<u8>) -> Result<(), Outdated> {
+    async fn resolve(self: &Arc<Self>, miss: &Miss, out: &mut Vec<u8>) -> Result<Behind<'_>, Outdated> {
         let key = miss.key();
         if !gate::is_address(key.qtype) && !gate::is_service(key.qtype) {
             self.relay(miss, &key, out).await;
-            return Ok(());
+            return Ok(Behind::default());
         }
-        let mut pending = (key.qtype == rtype::A).then(|| self.twins.begin(&key.name));
+        let pending = (key.qtype == rtype::A).then(|| self.twins.begin(&key.name));
+        let mut behind = Behind { pending, flown: None };
         let known = match key.qtype {
             rtype::AAAA => self.beside_a(&miss.state, &key).await,
             _ => self.known(&miss.state, &key).await,
         };
         match known {
-            Ok((known, ttl)) => {
+            Ok(Heard { known, ttl, flown }) => {
+                behind.flown = flown;
                 let permitted = self.publish(miss, &key.name, &known, ttl, out)?;
-                if let (Some(pending), Some(life)) = (&mut pending, permitted) {
+                if let (Some(pending), Some(life)) = (&mut behind.pending, permitted) {
                     pending.permitted(Instant::now() + life);
                 }
             }
             Err(unknown) => drop(reply::write(&miss.query, &failure(unknown), miss.peer.limit(&miss.query), out)),
         }
-        Ok(())
+        Ok(behind)
     }
 
     /// Observing: another type than A and AAAA is handed on.
@@ -108,9 +161,9 @@ impl Responder {
     }
 
     /// AAAA: whatever is no answer becomes "no data" where the name's A is answered.
-    async fn beside_a(self: &Arc<Self>, state: &Arc<State>, key: &Key) -> Result<(Arc<Known>, u32), Unknown> {
+    async fn beside_a(self: &Arc<Self>, state: &Arc<State>, key: &Key) -> Result<Heard<'_>, Unknown> {
         let patience = Instant::now() + AAAA_PATIENCE;
-        let nothing = || Ok((Arc::new(Known::nothing(FAILED_TTL)), FAILED_TTL));
+        let nothing = || Ok(Heard::before(Arc::new(Known::nothing(FAILED_TTL)), FAILED_TTL));
         let outlasted = async {
             sleep_until(patience).await;
             if !self.twins.is_live(&key.name).await {
@@ -119,7 +172,7 @@ impl Responder {
         };
         tokio::select! {
             known = self.known(state, key) => {
-                let answers = known.as_ref().is_ok_and(|(known, _)| known.answers_aaaa());
+                let answers = known.as_ref().is_ok_and(|heard| heard.known.answers_aaaa());
                 if !answers && self.twins.is_live(&key.name).await { nothing() } else { known }
             }
             () = outlasted => {
@@ -129,31 +182,39 @@ impl Responder {
         }
     }
 
-    /// What is known of the name, and for how many seconds.
-    async fn known(self: &Arc<Self>, state: &Arc<State>, key: &Key) -> Result<(Arc<Known>, u32), Unknown> {
+    /// By the cache, or by upstream.
+    async fn known(self: &Arc<Self>, state: &Arc<State>, key: &Key) -> Result<Heard<'_>, Unknown> {
         let cached = self.cache().get(key, self.clock.now());
         match cached {
-            Some(Cached::Fresh { known, ttl, .. }) => Ok((known, ttl)),
-            Some(Cached::Stale { known, ask: false }) => Ok((known, STALE_TTL)),
+            Some(Cached::Fresh { known, ttl, .. }) => Ok(Heard::before(known, ttl)),
+            Some(Cached::Stale { known, ask: false }) => Ok(Heard::before(known, STALE_TTL)),
             Some(Cached::Stale { known, ask: true }) => {
                 // In a task of its own, which goes on when patience ends.
                 if let Ok(Ok(Ok(renewed))) = timeout(STALE_PATIENCE, self.renew(state, key)).await {
                     let ttl = renewed.ttl;
-                    return Ok((renewed, ttl));
+                    return Ok(Heard::before(renewed, ttl));
                 }
                 self.cache().failed(key, self.clock.now());
-                Ok((known, STALE_TTL))
+                Ok(Heard::before(known, STALE_TTL))
             }
-            None => self.fly(state, key, Asker::Sandbox).await.map(|known| (Arc::clone(&known), known.ttl)),
+            None => {
+                let flown = self.fly(state, key, Asker::Sandbox).await;
+                flown.asked().map(|known| Heard { ttl: known.ttl, known, flown: Some(flown) })
+            }
         }
     }
 
     /// Asks upstream, together with everybody who asks the same at this time.
-    pub(super) async fn fly(&self, state: &Arc<State>, key: &Key, asker: Asker) -> Result<Arc<Known>, Unknown> {
+    pub(super) async fn fly(&self, state: &Arc<State>, key: &Key, asker: Asker) -> Flown<'_> {
         let flight = self.flights.join(key);
-        let asked = flight.get_or_init(|| self.ask(state, key, asker)).await.clone();
-        self.flights.land(key, &flight);
-        asked
+        let mut asks = false;
+        let ask = || {
+            asks = true;
+            self.ask(state, key, asker)
+        };
+        flight.get_or_init(ask).await;
+        let notes = asks.then(|| (Arc::clone(state), self.clock.now()));
+        Flown { responder: self, key: key.clone(), flight, notes }
     }
 
     async fn ask(&self, state: &Arc<State>, key: &Key, asker: Asker) -> Result<Arc<Known>, Unknown> {
@@ -163,17 +224,20 @@ impl Responder {
         if asked.as_ref().is_ok_and(|known| matches!(known.found, Found::NxDomain)) {
             self.events.dns_event(DnsEvent::NoSuchName { name: key.name.clone() });
         }
+        asked
+    }
+
+    /// Keeps what was asked.
+    fn note(&self, state: &State, key: &Key, asked: &Result<Arc<Known>, Unknown>, learned: time::Instant) {
         let mut cache = self.cache();
-        match &asked {
+        match asked {
             // Nothing that servers of an earlier policy said: whoever replaces them clears the cache afterwards.
             Ok(known) if Arc::ptr_eq(&self.current().upstreams, &state.upstreams) => {
-                cache.put(key.clone(), Arc::clone(known), self.clock.now());
+                cache.put(key.clone(), Arc::clone(known), learned);
             }
-            Ok(_) => {}
-            Err(_) => cache.failed(key, self.clock.now()),
+            Err(Unknown::Upstream(_)) => cache.failed(key, learned),
+            Ok(_) | Err(Unknown::Busy | Unknown::Rate) => {}
         }
-        drop(cache);
-        asked
     }
 
     /// Waits until upstream may be asked.

@@ -34,7 +34,7 @@ const LOOPBACK_TTL: u32 = 60;
 /// Questions that are with upstreams at a time.
 pub(super) const MAX_IN_FLIGHT: usize = 256;
 /// Questions that are with upstreams or wait for their turn.
-const MAX_QUEUED: usize = 1024;
+pub(super) const MAX_QUEUED: usize = 1024;
 /// Names in one PTR answer.
 const MAX_POINTERS: usize = 8;
 

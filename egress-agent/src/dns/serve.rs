@@ -3,7 +3,7 @@
 use super::{
     config::DnsError,
     datagrams::{Asker, Datagrams, Inbox, Outbox},
-    responder::{Miss, Peer, Responder, Step, UDP},
+    responder::{MAX_QUEUED, Miss, Peer, Responder, Step, UDP},
 };
 use std::{io, net::SocketAddr, sync::Arc};
 use tokio::task::coop::consume_budget;
@@ -59,11 +59,11 @@ fn finish(responder: &Arc<Responder>, socket: &Arc<Datagrams>, miss: Box<Miss>, 
     // In a box, because tokio moves a task twice, and this one is large.
     tokio::spawn(Box::pin(async move {
         let mut out = Vec::with_capacity(512);
-        alarm.0.finish(miss, &mut out).await;
+        let behind = alarm.0.finish(miss, &mut out).await;
         alarm.0.sent(out.len());
-        let mut outbox = Outbox::default();
-        outbox.push(&out, asker);
-        alarm.0.counters.unsent.add(socket.answer(&mut outbox).await);
+        let others = alarm.0.queue.available_permits() < MAX_QUEUED;
+        alarm.0.counters.unsent.add(socket.answer_together(&out, asker, others).await);
+        drop(behind);
         alarm.0.current().upstreams.tidy();
     }));
 }

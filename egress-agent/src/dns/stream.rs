@@ -135,7 +135,7 @@ impl<'a> Connection<'a> {
             Step::Ask(miss) => {
                 let alarm = Alarm(Arc::clone(self.responder));
                 self.tasks.spawn(async move {
-                    alarm.0.finish(miss, &mut out).await;
+                    drop(alarm.0.finish(miss, &mut out).await);
                     out
                 });
                 Ok(())

@@ -74,7 +74,7 @@ impl Tunnels {
             return (true, None);
         }
         let refused = gauge.report(now);
-        let kept = refused.map(|refused| Kept { base: Name::from_wire(base).unwrap_or(Name::ROOT), refused });
+        let kept = refused.map(|refused| Kept { base: Name::from_wire(base).unwrap_or_else(Name::root), refused });
         (false, kept)
     }
 }

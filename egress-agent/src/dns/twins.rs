@@ -56,9 +56,9 @@ impl Twins {
     }
 
     /// An A question is being asked, until the guard is dropped.
-    pub(super) fn begin<'a>(&'a self, name: &'a Name) -> Pending<'a> {
+    pub(super) fn begin(&self, name: &Name) -> Pending<'_> {
         *self.names().pending.entry(name.clone()).or_default() += 1;
-        Pending { twins: self, name, live_until: None }
+        Pending { twins: self, name: name.clone(), live_until: None }
     }
 
     /// An A permit of the name lives until then.
@@ -82,7 +82,7 @@ impl Twins {
 #[derive(Debug)]
 pub(super) struct Pending<'a> {
     twins: &'a Twins,
-    name: &'a Name,
+    name: Name,
     live_until: Option<Instant>,
 }
 
@@ -96,14 +96,14 @@ impl Pending<'_> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         let mut names = self.twins.names();
-        if let Some(count) = names.pending.get_mut(self.name) {
+        if let Some(count) = names.pending.get_mut(&self.name) {
             *count -= 1;
             if *count == 0 {
-                names.pending.remove(self.name);
+                names.pending.remove(&self.name);
             }
         }
         if let Some(until) = self.live_until {
-            names.permitted(self.name, until);
+            names.permitted(&self.name, until);
         }
         drop(names);
         self.twins.settled.notify_waiters();

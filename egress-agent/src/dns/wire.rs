@@ -85,7 +85,7 @@ impl Question {
 
     /// The name in lower case; the root where there is no question.
     pub(super) fn name(&self) -> Name {
-        Name::from_wire(self.name_wire()).unwrap_or(Name::ROOT)
+        Name::from_wire(self.name_wire()).unwrap_or_else(Name::root)
     }
 
     fn word(&self, from_end: usize) -> u16 {
