@@ -29,6 +29,7 @@ pub mod sock_diag;
 pub mod sockets;
 pub(crate) mod sockopt;
 pub mod state_dir;
+mod stations;
 mod table_error;
 pub(crate) mod tables;
 pub(crate) mod tc;
