@@ -8,7 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// Two halves, each a number as it lies in memory, because the BPF target computes with 64 bits and has no unaligned access:
 /// bytes would be copied one by one. On four bytes, because keys have a word in front of it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Pod, Zeroable)]
 #[repr(C, packed(4))]
 pub struct Addr {
     high: u64,

@@ -1,6 +1,6 @@
 //! A sandbox as the kernel knows it: who it is (identity in cgroup storage) and what holds for all its packets.
 
-use crate::permit::RuleRef;
+use crate::{addr::Addr, permit::RuleRef};
 use bytemuck::{Pod, Zeroable};
 
 /// Value of the cgroup storage, one per cgroup and attach type. All zero (slot 0) until the agent wrote it: denied.
@@ -32,6 +32,18 @@ pub struct OnDevice {
     pub place: u32,
     /// Of a guest's device: the one that leads to its resolver, by ifindex; 0 = port 53 is denied. Of that one: the guest's.
     pub resolver: u32,
+    /// One of the sandbox's source addresses, which are as they were at its attach: most frames bear it, and need no other look.
+    /// Unspecified = none.
+    pub usual_source: Addr,
+}
+
+impl OnDevice {
+    /// True where a frame from this address needs no look into the table of source addresses.
+    #[inline(always)]
+    pub const fn is_usual(&self, source: Addr) -> bool {
+        let ((high, low), (source_high, source_low)) = (self.usual_source.pack(), source.pack());
+        high == source_high && low == source_low && high | low != 0
+    }
 }
 
 /// MAC address of the resolver's end of the device that leads there: the namespace behind it has no other.
@@ -59,7 +71,7 @@ pub struct Sandbox {
     pub own: RuleRef,
 }
 
-crate::abi!(Identity = 16, OnDevice = 32, Sandbox = 40);
+crate::abi!(Identity = 16, OnDevice = 48, Sandbox = 40);
 
 impl Sandbox {
     /// Zero, which neither compiler nor verifier can know: what is told apart by constants, the verifier walks apart.
@@ -87,4 +99,29 @@ pub mod flags {
     pub const METERED_EGRESS: u32 = 1 << 6;
     /// What comes in has a limit.
     pub const METERED_INGRESS: u32 = 1 << 7;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::IpAddr;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn only_the_usual_source_needs_no_look() {
+        for (usual, others) in [
+            ("192.0.2.1", ["192.0.2.2", "0.0.0.0", "::", "::192.0.2.1", "2001:db8::ffff:c000:201"]),
+            ("2001:db8::1", ["2001:db8::2", "2001:db8:1::1", "::1", "::", "192.0.2.1"]),
+        ] {
+            let on = OnDevice { usual_source: addr(usual), ..OnDevice::default() };
+            assert!(on.is_usual(addr(usual)));
+            for other in others {
+                assert!(!on.is_usual(addr(other)), "{other}");
+                assert!(!OnDevice::default().is_usual(addr(other)), "{other} where there is none");
+            }
+        }
+    }
 }

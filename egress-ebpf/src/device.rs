@@ -32,7 +32,7 @@ pub(crate) fn device_egress(ctx: TcContext) -> i32 {
     let Some((tenant, on)) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
     let headers = room.clear();
-    let verdict = judge_frame(tenant, packet, headers);
+    let verdict = judge_frame(tenant, &on, packet, headers);
     if on.mark != 0 {
         if verdict.allows() {
             packet.set_mark(on.mark);
@@ -109,7 +109,7 @@ pub(crate) fn device_tenant(packet: Packet) -> Option<(Tenant, OnDevice)> {
 }
 
 #[inline(always)]
-pub(crate) fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers) -> Verdict {
+pub(crate) fn judge_frame(tenant: Tenant, on: &OnDevice, packet: Packet, headers: &mut Headers) -> Verdict {
     if packet.has_vlan() {
         return Reason::EtherType.into();
     }
@@ -123,7 +123,7 @@ pub(crate) fn judge_frame(tenant: Tenant, packet: Packet, headers: &mut Headers)
     if neighbour::is_discovery(&headers.flow) {
         return Verdict(judge_discovery_at(packet.skb(), tenant.slot.into(), headers));
     }
-    if !is_source(tenant.slot.into(), headers.flow.src) {
+    if !on.is_usual(headers.flow.src) && !is_source(tenant.slot.into(), headers.flow.src) {
         return Reason::Source.into();
     }
     judge_flow(tenant, packet, headers)

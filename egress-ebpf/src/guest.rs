@@ -29,7 +29,7 @@ pub(crate) fn guest_egress(ctx: TcContext) -> i32 {
     let Some((tenant, on)) = device_tenant(packet) else { return DROP };
     let mut room = Room::new();
     let headers = room.clear();
-    let verdict = judge_frame(tenant, packet, headers);
+    let verdict = judge_frame(tenant, &on, packet, headers);
     // Its source is the guest's own: that was asked first.
     if verdict.is(Reason::DnsBypass) && on.resolver != 0 {
         let Some(mac) = sender(packet) else { return DROP };

@@ -141,9 +141,9 @@ impl Probe {
         Ok(self.listeners.insert(&key, &NONCE, 0)?)
     }
 
-    /// Makes a device a sandbox's.
-    pub fn set_device(&mut self, ifindex: u32, identity: Identity) -> Result<(), ProbeError> {
-        Ok(self.devices.insert(&ifindex, &OnDevice { identity, ..OnDevice::default() }, 0)?)
+    /// Makes a device a sandbox's, by an entry of the device table.
+    pub fn set_device(&mut self, ifindex: u32, on: OnDevice) -> Result<(), ProbeError> {
+        Ok(self.devices.insert(&ifindex, &on, 0)?)
     }
 
     /// Puts a flow on record.

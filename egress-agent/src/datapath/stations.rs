@@ -38,9 +38,9 @@ impl Tables {
         self.maps().sources.insert(&PermitKey { slot, addr }, &0, 0).map_err(failed(map::SOURCES, "write"))
     }
 
-    /// True where devices of the sandbox may send from any address.
-    pub(crate) fn has_sources(&self, slot: u32) -> Result<bool, TableError> {
-        Ok(!self.sources(slot)?.is_empty())
+    /// One of what the slot's devices may send from, of IPv4 where there is one; `None` where they may send from nothing.
+    pub(crate) fn usual_source(&self, slot: u32) -> Result<Option<Addr>, TableError> {
+        Ok(self.sources(slot)?.into_iter().map(|key| key.addr).min_by_key(|addr| !addr.is_v4()))
     }
 
     pub(super) fn clear_sources(&self, slot: u32) -> Result<(), TableError> {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// Version of the layouts that both halves share.
-pub(super) const ABI: u32 = 6;
+pub(super) const ABI: u32 = 7;
 
 /// What this binary is made of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

@@ -18,7 +18,10 @@ use crate::datapath::{
     tables::Tables,
     tc::{self, Behind, Held, Placed},
 };
-use egress_common::sandbox::{Identity, OnDevice};
+use egress_common::{
+    addr::Addr,
+    sandbox::{Identity, OnDevice},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -41,8 +44,8 @@ pub(super) struct Devices {
     directories: Directories,
     /// False where a test leaves tcx out.
     tcx: bool,
-    /// Addresses that a device may send from were there to be taken.
-    has_sources: bool,
+    /// One of the addresses that a device may send from, if any were there to be taken.
+    usual_source: Option<Addr>,
     placed: BTreeMap<u32, (String, Placed)>,
     /// Those with a queue for what they receive.
     shaped: BTreeSet<u32>,
@@ -89,7 +92,7 @@ impl Devices {
             name: plan.name.clone(),
             directories: directories.clone(),
             tcx,
-            has_sources: !sources.is_empty(),
+            usual_source: set.tables.usual_source(identity.slot)?,
             placed: BTreeMap::new(),
             shaped: BTreeSet::new(),
             guest,
@@ -115,7 +118,7 @@ impl Devices {
             set: Arc::clone(set),
             tables: Arc::clone(&set.tables),
             identity,
-            has_sources: set.tables.has_sources(identity.slot)?,
+            usual_source: set.tables.usual_source(identity.slot)?,
             placed: record.devices.iter().map(held).collect::<Result<_, _>>()?,
             shaped: record.devices.iter().filter(|line| line.shaped).map(|line| line.ifindex).collect(),
             pins,
@@ -233,10 +236,8 @@ impl Devices {
     }
 
     fn place(&mut self, device: &Device) -> Result<(), Error> {
-        if !self.has_sources {
-            // Whatever it sent would be of no known source.
-            return Err(Error::NoSources);
-        }
+        // Else whatever it sent would be of no known source.
+        let usual_source = self.usual_source.ok_or(Error::NoSources)?;
         if self.tables.device(device.ifindex)?.is_some_and(|on| on.identity != self.identity) {
             return Err(Error::DeviceShown { device: device.name.clone() });
         }
@@ -250,7 +251,7 @@ impl Devices {
         let behind = if self.guest.is_some() { Behind::Guest } else { Behind::Sandbox };
         let resolver = self.resolver.as_ref().map_or(0, |resolver| resolver.ifindex);
         let placed = self.set.on_device(&self.pins.join("maps"), &self.directories, behind, |programs| {
-            let on = OnDevice { resolver, ..place.join(self.identity, self.tcx, behind)? };
+            let on = OnDevice { resolver, usual_source, ..place.join(self.identity, self.tcx, behind)? };
             self.tables.set_device(ifindex, on)?;
             Ok(tc::attach((programs, behind), ifindex, nonce, links, self.tcx)?)
         })?;

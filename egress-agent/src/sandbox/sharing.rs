@@ -81,7 +81,7 @@ impl Place<'_> {
         let mark = known.unwrap_or_else(|| rand::random::<u64>().max(1));
         let place = 1 + entries.iter().map(|(_, on)| on.place).max().unwrap_or(0);
         self.write(&mut entries, mark)?;
-        Ok(OnDevice { identity, mark, place, resolver: 0 })
+        Ok(OnDevice { identity, mark, place, ..OnDevice::default() })
     }
 
     /// Says goodbye for one whose program is about to be taken off.

@@ -2,12 +2,12 @@
 
 use super::{
     frames::{Family, Frame},
-    install, policies, probe, with_device,
+    install, on_device, policies, probe, with_device,
 };
 use egress_agent::datapath::probe::{Hook, NONCE, Probe, SLOT};
 use egress_common::{
     bucket::{BURST_MAX_NS, BURST_MIN_NS, Limit, Limits, Place, RATE_MIN_BITS, debt_ns},
-    sandbox::{Identity, flags},
+    sandbox::flags,
     verdict::Reason,
 };
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ fn a_device_meters_both_directions() {
         world.sources.insert(policies::source("192.0.2.1"));
         world.sandbox.flags |= flags::METERED_EGRESS | flags::METERED_INGRESS;
         install(&mut probe, &world).expect("a world in the maps");
-        probe.set_device(ifindex, Identity { slot: SLOT, depth: 0, nonce: NONCE }).expect("a device");
+        probe.set_device(ifindex, on_device(SLOT, NONCE)).expect("a device");
         // 60 bytes of IP are 60 ms of this rate, and for datagrams the bucket holds 150.
         let limit = Limit::new(RATE_MIN_BITS, BURST_MIN_NS);
         probe.set_limits(Limits { egress: limit, ingress: limit, budget: 0 }).expect("limits");
