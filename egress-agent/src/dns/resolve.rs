@@ -66,7 +66,7 @@ impl Heard<'_> {
     }
 }
 
-/// Upstream's word. Until it is dropped, and its word is in the cache, whoever asks the same joins it.
+/// Upstream's word. Until that of the one who asked is dropped, and the word is in the cache, whoever asks the same joins it.
 pub(super) struct Flown<'r> {
     responder: &'r Responder,
     key: Key,
@@ -85,8 +85,8 @@ impl Drop for Flown<'_> {
     fn drop(&mut self) {
         if let (Some((state, learned)), Some(asked)) = (&self.notes, self.flight.get()) {
             self.responder.note(state, &self.key, asked, *learned);
+            self.responder.flights.land(&self.key, &self.flight);
         }
-        self.responder.flights.land(&self.key, &self.flight);
     }
 }
 

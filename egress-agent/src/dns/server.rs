@@ -34,7 +34,7 @@ const THREAD: &str = "egressd-dns";
 /// stay open.
 pub struct Server {
     pub(super) responder: Arc<Responder>,
-    runtime: Handle,
+    pub(super) runtime: Handle,
     listeners: Listeners,
     schedule: Schedule,
     stop: Arc<Notify>,

@@ -4,7 +4,7 @@ use super::{
     lab::{DEADLINE, Lab, Rules, addresses, allow, config, ede, ips, patient, query},
     scripted::{Upstream, address, good, held, whole},
 };
-use crate::dns::{Config, DnsEvent, PermitError};
+use crate::dns::{Config, DnsEvent, PermitError, cache::Key, resolve::Asker, wire::rtype};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{RData, Record, RecordType, rdata},
@@ -54,6 +54,24 @@ fn f10_one_name_asked_all_the_time_goes_upstream_once_in_its_ttl() {
     assert_eq!(upstream.asked().len(), 1);
     let counts = lab.server.counts();
     assert_eq!((counts.cached, counts.forwarded, counts.dropped, counts.over_budget), (1999, 1, 0, 0));
+}
+
+#[test]
+fn f10_a_flight_ends_when_its_word_is_in_the_cache() {
+    let upstream = Upstream::start(good);
+    let lab = Lab::start(allow(&[NAME]), &[&upstream]);
+    let responder = &lab.server.responder;
+    let (state, key) = (responder.current(), Key { name: NAME.parse().unwrap(), qtype: rtype::A });
+    let ask = || responder.fly(&state, &key, Asker::Sandbox);
+    lab.server.runtime.block_on(async {
+        let first = ask().await;
+        // Its answer leaves before those of the first, which notes.
+        drop(ask().await);
+        drop(ask().await);
+        drop(first);
+    });
+    lab.ask_a(NAME);
+    assert_eq!(upstream.asked().len(), 1);
 }
 
 #[test]
