@@ -1,18 +1,15 @@
 //! What stands behind a device with a network stack of its own is held there alone, in both directions: none of the host's sockets
 //! paces itself for it, so what comes too fast is dropped, or waits in the queue that the device has for what goes to it.
 
-use super::{MBIT, OK, OK6, SETTLED, controlled_by, held, holds, limits_beside_devices, on_the_wire, taken};
+use super::{
+    MBIT, OK, OK6, POLICED_SECONDS, SETTLED, STEADY_SECONDS, controlled_by, held, holds, limits_beside_devices,
+    on_the_wire, policed, taken,
+};
 use lab::{Lab, undisturbed};
 
 const GUEST: &str = "198.51.100.30";
 const GUEST6: &str = "2001:db8::30";
 const RATE: f64 = 20.0 * MBIT;
-
-/// TCP whose packets are dropped: a reader gets at once what came before this second and waited for one that was lost.
-#[track_caller]
-fn policed(what: &str, ratio: f64) {
-    assert!((0.6..=1.5).contains(&ratio), "{what}: {ratio:.3} of the rate");
-}
 
 /// The namespace of the box is the guest: no egressd knows it, nor a process in it.
 #[test]
@@ -50,21 +47,19 @@ fn a_guest_keeps_to_its_rates_in_both_directions() {
             let what = format!("tcp to {host}, {control}");
             let ratio = undisturbed(&what, || {
                 up.reset();
-                lab.unconfined(&format!("{blast} {host} 5201 2.7 tcp 1")).exits(0);
+                lab.unconfined(&format!("{blast} {host} 5201 {POLICED_SECONDS} tcp 1")).exits(0);
                 on_the_wire(host, "tcp", up.rate(SETTLED)) / RATE
             });
             policed(&what, ratio);
         }
         let what = format!("tcp to {guest}, {how}");
+        let (judge, seconds): (fn(&str, f64), _) =
+            if how == "shaped" { (held, STEADY_SECONDS) } else { (policed, POLICED_SECONDS) };
         let ratio = undisturbed(&what, || {
-            let said = lab.unconfined(&format!("{blast} {host} 5203 2.7 take 1"));
+            let said = lab.unconfined(&format!("{blast} {host} 5203 {seconds} take 1"));
             on_the_wire(host, "tcp", taken(&said)) / RATE
         });
-        if how == "shaped" {
-            held(&what, ratio);
-        } else {
-            policed(&what, ratio);
-        }
+        judge(&what, ratio);
         let bandwidth = limits_beside_devices(&lab);
         assert_eq!((&bandwidth["egress"]["how"], &bandwidth["ingress"]["how"]), (&"policed".into(), &how.into()));
         assert!(bandwidth["egress"]["dropped_packets"].as_u64().unwrap() > 500, "{bandwidth}");
