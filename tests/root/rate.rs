@@ -31,6 +31,8 @@ const POLICED_SECONDS: f64 = 5.7;
 const SETTLED: Duration = Duration::from_millis(700);
 const SOON: Duration = Duration::from_secs(5);
 const MBIT: f64 = 1e6;
+/// What most limits are here, in bits per second.
+const RATE: f64 = 20.0 * MBIT;
 
 /// What the network carries for the payload: IP and TCP with timestamps, or UDP, around each packet.
 fn on_the_wire(host: &str, kind: &str, bits: f64) -> f64 {
@@ -65,6 +67,17 @@ fn held(what: &str, ratio: f64) {
 #[track_caller]
 fn policed(what: &str, ratio: f64) {
     assert!((0.6..=1.2).contains(&ratio), "{what}: {ratio:.3} of the rate");
+}
+
+/// A download gets of [`RATE`] what the way in which it is held lets it; `blast` runs `blast.py` where the reader is.
+#[track_caller]
+fn download_holds(what: &str, how: &str, host: &str, flows: u32, mut blast: impl FnMut(&str) -> lab::Output) {
+    let (judge, seconds): (fn(&str, f64), _) =
+        if how == "shaped" { (held, STEADY_SECONDS) } else { (policed, POLICED_SECONDS) };
+    let ratio = undisturbed(what, || {
+        on_the_wire(host, "tcp", taken(&blast(&format!("{host} 5203 {seconds} take {flows}")))) / RATE
+    });
+    judge(what, ratio);
 }
 
 fn limits(lab: &Lab) -> Value {
@@ -113,14 +126,14 @@ fn t38_tcp_keeps_to_the_rate() {
         }
         offloads(&lab, offloaded);
         let what = format!("{host} {control} x{flows}, offloads {offloaded}");
-        holds(&what, 20.0 * MBIT, || {
+        holds(&what, RATE, || {
             gauge.reset();
-            inside.ask(&format!("{blast} {host} 5201 2.7 tcp {flows}")).exits(0);
+            inside.ask(&format!("{blast} {host} 5201 {STEADY_SECONDS} tcp {flows}")).exits(0);
             on_the_wire(host, "tcp", gauge.rate(SETTLED))
         });
         // The first second may hold the burst, and no more.
         let first = on_the_wire(host, "tcp", gauge.within(Duration::from_secs(1)) as f64);
-        assert!(first <= 1.25 * 20.0 * MBIT / 8.0 + 65536.0, "{what}: {first} bytes in the first second");
+        assert!(first <= 1.25 * RATE / 8.0 + 65536.0, "{what}: {first} bytes in the first second");
     }
     let egress = &limits(&lab)["egress"];
     assert_eq!((egress["rate"].as_u64(), egress["how"].as_str()), (Some(20_000_000), Some("paced")), "{egress}");
@@ -137,9 +150,9 @@ fn t38_udp_keeps_to_the_rate_and_no_sender_sees_an_error() {
     for ((_, launch), (host, flows, offloaded)) in lab.shapes().into_iter().zip([(OK, 1, true), (OK6, 2, false)]) {
         let mut inside = Inside::start(launch.flags(&format!("--rate 20mbit {ALLOW}")));
         offloads(&lab, offloaded);
-        holds(&format!("{host} udp x{flows}"), 20.0 * MBIT, || {
+        holds(&format!("{host} udp x{flows}"), RATE, || {
             gauge.reset();
-            inside.ask(&format!("{blast} {host} 5201 2.7 udp {flows}")).exits(0);
+            inside.ask(&format!("{blast} {host} 5201 {STEADY_SECONDS} udp {flows}")).exits(0);
             on_the_wire(host, "udp", gauge.rate(SETTLED))
         });
         let egress = &limits(&lab)["egress"];
@@ -156,15 +169,9 @@ fn t38_downloads_keep_to_the_rate() {
         let (blast, policy) = (lab.probe("blast.py"), lab.file("in.toml", "[bandwidth]\ningress = \"20mbit\""));
         let (_, launch) = lab.shapes().into_iter().find(|(name, _)| *name == shape).unwrap();
         let mut inside = Inside::start(launch.flags(&format!("--policy {} {ALLOW}", policy.display())));
-        for host in [OK, OK6] {
-            let what = format!("{shape} {host} down");
-            let (judge, seconds): (fn(&str, f64), _) =
-                if how == "shaped" { (held, STEADY_SECONDS) } else { (policed, POLICED_SECONDS) };
-            let ratio = undisturbed(&what, || {
-                let said = inside.ask(&format!("{blast} {host} 5203 {seconds} take 1"));
-                on_the_wire(host, "tcp", taken(&said)) / (20.0 * MBIT)
-            });
-            judge(&what, ratio);
+        for (host, flows) in [(OK, 1), (OK6, 1), (OK, 4)] {
+            let what = format!("{shape} {host} down x{flows}");
+            download_holds(&what, how, host, flows, |args| inside.ask(&format!("{blast} {args}")));
         }
         let ingress = &limits(&lab)["ingress"];
         assert_eq!((ingress["rate"].as_u64(), ingress["how"].as_str()), (Some(20_000_000), Some(how)), "{ingress}");
@@ -181,15 +188,15 @@ fn t38_a_neighbour_and_loopback_are_not_slowed_down() {
     let (slow, slower, free) = (lab.gauge(5201), lab.gauge(5202), lab.gauge(5203));
     let begin = |rate: &str| Inside::start(lab.egressd("run").flags(&format!("{rate} {ALLOW}")));
     let (mut first, mut second, mut third) = (begin("--rate 20mbit"), begin("--rate 5mbit"), begin(""));
-    let at = |inside: &mut Inside, port, kind| inside.begin(&format!("{blast} {OK} {port} 2.7 {kind} 1"));
+    let at = |inside: &mut Inside, port, kind| inside.begin(&format!("{blast} {OK} {port} {STEADY_SECONDS} {kind} 1"));
     let (one, two) = (at(&mut first, 5201, "tcp"), at(&mut second, 5202, "udp"));
     let three = at(&mut third, 5203, "tcp");
     first.answer(one).exits(0);
     second.answer(two).exits(0);
     third.answer(three).exits(0);
-    held("tcp beside others", on_the_wire(OK, "tcp", slow.rate(SETTLED)) / (20.0 * MBIT));
+    held("tcp beside others", on_the_wire(OK, "tcp", slow.rate(SETTLED)) / RATE);
     held("udp beside others", on_the_wire(OK, "udp", slower.rate(SETTLED)) / (5.0 * MBIT));
-    assert!(free.rate(SETTLED) > 10.0 * 20.0 * MBIT, "{} bit/s without a limit", free.rate(SETTLED));
+    assert!(free.rate(SETTLED) > 10.0 * RATE, "{} bit/s without a limit", free.rate(SETTLED));
     // 20 MB within the sandbox would take eight seconds.
     let within = "import socket, threading, time
 listener = socket.create_server(('127.0.0.1', 0))

@@ -2,14 +2,13 @@
 //! paces itself for it, so what comes too fast is dropped, or waits in the queue that the device has for what goes to it.
 
 use super::{
-    MBIT, OK, OK6, POLICED_SECONDS, SETTLED, STEADY_SECONDS, controlled_by, held, holds, limits_beside_devices,
-    on_the_wire, policed, taken,
+    OK, OK6, POLICED_SECONDS, RATE, SETTLED, STEADY_SECONDS, controlled_by, download_holds, holds,
+    limits_beside_devices, on_the_wire, policed,
 };
 use lab::{Lab, undisturbed};
 
 const GUEST: &str = "198.51.100.30";
 const GUEST6: &str = "2001:db8::30";
-const RATE: f64 = 20.0 * MBIT;
 
 /// The namespace of the box is the guest: no egressd knows it, nor a process in it.
 #[test]
@@ -35,12 +34,12 @@ fn a_guest_keeps_to_its_rates_in_both_directions() {
         // Twice the rate, of two flows.
         holds(&format!("udp to {host}"), RATE, || {
             up.reset();
-            lab.unconfined(&format!("{blast} {host} 5201 2.7 udp 2 40")).exits(0);
+            lab.unconfined(&format!("{blast} {host} 5201 {STEADY_SECONDS} udp 2 40")).exits(0);
             on_the_wire(host, "udp", up.rate(SETTLED))
         });
         holds(&format!("udp to {guest}, {how}"), RATE, || {
             down.reset();
-            lab.sink_ns().sh(&format!("{blast} {guest} 5202 2.7 udp 2 40")).exits(0);
+            lab.sink_ns().sh(&format!("{blast} {guest} 5202 {STEADY_SECONDS} udp 2 40")).exits(0);
             on_the_wire(guest, "udp", down.rate(SETTLED))
         });
         if controlled_by(&lab, host, control) {
@@ -53,13 +52,7 @@ fn a_guest_keeps_to_its_rates_in_both_directions() {
             policed(&what, ratio);
         }
         let what = format!("tcp to {guest}, {how}");
-        let (judge, seconds): (fn(&str, f64), _) =
-            if how == "shaped" { (held, STEADY_SECONDS) } else { (policed, POLICED_SECONDS) };
-        let ratio = undisturbed(&what, || {
-            let said = lab.unconfined(&format!("{blast} {host} 5203 {seconds} take 1"));
-            on_the_wire(host, "tcp", taken(&said)) / RATE
-        });
-        judge(&what, ratio);
+        download_holds(&what, how, host, 1, |args| lab.unconfined(&format!("{blast} {args}")));
         let bandwidth = limits_beside_devices(&lab);
         assert_eq!((&bandwidth["egress"]["how"], &bandwidth["ingress"]["how"]), (&"policed".into(), &how.into()));
         assert!(bandwidth["egress"]["dropped_packets"].as_u64().unwrap() > 500, "{bandwidth}");

@@ -2,7 +2,10 @@
 
 #![expect(clippy::cast_precision_loss, reason = "bytes of a test are far below 2^52")]
 
-use super::{ALLOW, MBIT, OK, OK6, SETTLED, controlled_by, held, holds, lately, offloads, on_the_wire, open, taken};
+use super::{
+    ALLOW, MBIT, OK, OK6, SETTLED, STEADY_SECONDS, controlled_by, held, holds, lately, offloads, on_the_wire, open,
+    taken,
+};
 use crate::{job::Job, library::attach_in_the_box};
 use lab::{Gauge, Inside, Lab, undisturbed, until};
 use std::time::Duration;
@@ -108,7 +111,7 @@ fn t38_sockets_that_say_little_take_no_share() {
         [&stream, &words].into_iter().for_each(Gauge::reset);
         let chat = inside.begin(&format!("{blast} {OK6} 5202 4 chat 20"));
         until(SOON, "all of them speak", || words.total() > 20 * 100 * 5);
-        inside.ask(&format!("{blast} {OK} 5201 2.7 tcp 1")).exits(0);
+        inside.ask(&format!("{blast} {OK} 5201 {STEADY_SECONDS} tcp 1")).exits(0);
         inside.answer(chat).exits(0);
         // A word of 100 bytes behind 72 of headers.
         (words.rate(SETTLED) * 172.0 / 100.0, on_the_wire(OK, "tcp", stream.rate(SETTLED)))
@@ -131,8 +134,8 @@ fn t38_both_directions_at_once() {
     // Answers to what comes down are paid for as well: a fortieth of it.
     holds("both directions", 1.0, || {
         gauge.reset();
-        let down = inside.begin(&format!("{blast} {OK} 5203 2.7 take 1"));
-        let up = inside.begin(&format!("{blast} {OK6} 5201 2.7 tcp 1"));
+        let down = inside.begin(&format!("{blast} {OK} 5203 {STEADY_SECONDS} take 1"));
+        let up = inside.begin(&format!("{blast} {OK6} 5201 {STEADY_SECONDS} tcp 1"));
         let said = inside.answer(down);
         inside.answer(up).exits(0);
         let down = on_the_wire(OK, "tcp", taken(&said)) / (40.0 * MBIT);
